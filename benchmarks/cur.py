@@ -1,11 +1,11 @@
 """Search by a reranker alone, beside reranking what another search finds: recall of its best documents by pairs read.
 
-    shortlist functions --sources standard-library --out work/test
-    python benchmarks/cur.py --test work/test --work work/cur --out benchmarks/cur.md
+    python benchmarks/cur.py --test ../shared/data/scifact --model work/reranker --retriever MINILM \
+        --work work/cur --out benchmarks/cur.md
 
 The documents are few enough to read them all for every query, so that the reranker's best are known: an index of the
-kind `cur` of all queries, which goes on where it was interrupted. Each half of the queries is searched with the other
-half as anchors. Searches ask this table in place of the model; some are repeated with the model.
+kind `cur` of all queries, which goes on where it was interrupted. Anchors are queries of another split. Searches ask
+this table in place of the model; some are repeated with the model.
 """
 
 import random
@@ -27,8 +27,10 @@ from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.stores.vectors import VectorReader
 from shortlist.index.bm25 import BM25Index
-from shortlist.index.cur import CurSearch, SearchSpace
-from shortlist.math.cur import AskScores, ItemsRead, Prior, read_in_rounds, spread_items
+from shortlist.index.cur import CurIndex, CurSearch, NearDocuments, space_by_ridge
+from shortlist.math.cur import Prior, promise_by_inverse, spread_items
+from shortlist.math.reading import AskScores, ItemsRead, Promise, read_in_rounds
+from shortlist.math.ridge import Expectation
 from shortlist.models.retriever import Retriever
 from shortlist.rerankers.reranker import Reranker
 from shortlist.settings.encode import Config as EncodeConfig
@@ -36,6 +38,8 @@ from shortlist.settings.encode import Config as EncodeConfig
 DEPTHS = (1, 10, 100)
 SHOWN = (25, 50, 100, 150, 200, 300, 400, 500)
 TARGETS = (0.5, 0.8, 0.9, 0.95)
+ROUNDS = 5
+NONE = np.empty(0, dtype=np.int64)
 REPEATED = 5
 """Queries that are searched with the model too."""
 Reads = Callable[[int, int], np.ndarray]
@@ -47,16 +51,24 @@ class Config:
     """Settings of the study."""
 
     test: Path
-    """Collection of functions with the documents and the queries."""
+    """Collection with the documents and the queries."""
+    split: str = "test"
+    """Split of the queries that are searched."""
+    anchor_split: str = "train"
+    """Split of the anchor queries."""
     model: str = "shortlist-mini"
     """The reranker."""
     retriever: str = "shortlist-mini"
     work: Path
     """Folder for everything that is made."""
-    words: int = 16
-    """Words of a document that are kept, so that reading them all is quick."""
+    words: int = 24
+    """Words of a document's text that are kept, so that reading them all is quick."""
     docs: int = 1000
     queries: int = 100
+    anchors: int = 300
+    """Anchor queries."""
+    language: str = "english"
+    """How BM25 splits texts into words."""
     step: int = 25
     """Budgets are tried in steps of so many pairs."""
     out: Path | None = None
@@ -64,23 +76,25 @@ class Config:
 
 
 def prepare(config: Config) -> None:
-    """Write the queries, and documents among which the relevant ones are."""
+    """Write the queries, anchors behind them, and documents among which the relevant ones are."""
     test, folder = open_collection(config.test), config.work / "collection"
-    queries = random.Random(0).sample(test.queries("test"), config.queries)
-    qrels = {query.query_id: test.qrels("test")[query.query_id] for query in queries}
+    queries = random.Random(0).sample(test.queries(config.split), config.queries)
+    anchors = random.Random(0).sample(test.queries(config.anchor_split), config.anchors)
+    qrels = {query.query_id: test.qrels(config.split)[query.query_id] for query in queries}
     corpus, wanted = list(test.corpus()), {doc_id for judged in qrels.values() for doc_id in judged}
     others = [document.doc_id for document in corpus if document.doc_id not in wanted]
     wanted |= {*random.Random(0).sample(others, config.docs - len(wanted))}
     first = [document._replace(text=" ".join(document.text.split()[: config.words])) for document in corpus]
     write_corpus(folder / "corpus.jsonl", [document for document in first if document.doc_id in wanted])
     write_queries(folder / "queries.jsonl", queries)
+    write_queries(config.work / "all-queries.jsonl", [*queries, *anchors])
     write_qrels(folder / "qrels" / "test.tsv", qrels)
 
 
 def scored(config: Config) -> np.ndarray:
     """Score all queries for all documents, or go on with it."""
     collection, out = config.work / "collection", config.work / "truth"
-    how: dict[str, Any] = {"queries": collection / "queries.jsonl", "model": config.model, "out": out}
+    how: dict[str, Any] = {"queries": config.work / "all-queries.jsonl", "model": config.model, "out": out}
     index.run(index.Config(kind="cur", collection=str(collection), **how))
     return np.load(out / "scores.npy")
 
@@ -95,44 +109,30 @@ def read_by(plan: AskScores, scores: np.ndarray) -> ItemsRead:
             return done.value
 
 
-def halves(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the queries into two halves, as they come."""
-    numbers = np.arange(count)
-    return numbers[: count // 2], numbers[count // 2 :]
-
-
-def anchors_of(query: int, truth: np.ndarray) -> np.ndarray:
-    """Return the scores of the half without this query."""
-    first, second = halves(len(truth))
-    return truth[second if query in first else first]
-
-
 def ranked(order: np.ndarray, query: int, budget: int) -> np.ndarray:
     """Read the first documents of a ranking."""
     return order[query, :budget]
 
 
-def by_scores(truth: np.ndarray, share: float, rounds: int) -> Reads:
+def by_inverse(anchors: np.ndarray, truth: np.ndarray, share: float, rounds: int) -> Reads:
     """Read anchor documents, this share of the budget but no more than there are anchor queries, then in rounds."""
-    chosen = {}
+    chosen, promise = {}, promise_by_inverse(anchors)
 
     def reads(query: int, budget: int) -> np.ndarray:
-        scores = anchors_of(query, truth)
-        count = max(1, min(len(scores), round(share * budget)))
-        if (key := (query < len(truth) // 2, count)) not in chosen:
-            chosen[key] = spread_items(scores, count)
-        plan = read_in_rounds(scores, anchors=chosen[key], budget=budget, rounds=rounds)
+        count = max(1, min(len(anchors), round(share * budget)))
+        if count not in chosen:
+            chosen[count] = spread_items(anchors, count)
+        plan = read_in_rounds(promise, anchors.shape[1], first=chosen[count], budget=budget, rounds=rounds)
         return read_by(plan, truth[query]).positions
 
     return reads
 
 
-def by_vectors(items: np.ndarray, own: np.ndarray, truth: np.ndarray, share: float, rounds: int) -> Reads:
-    """Read in rounds by vectors of the documents."""
+def by_promises(promises: Sequence[Promise], truth: np.ndarray, rounds: int) -> Reads:
+    """Read in rounds what each query's promise says."""
 
     def reads(query: int, budget: int) -> np.ndarray:
-        prior = Prior(own[query], share)
-        plan = read_in_rounds(items, anchors=np.empty(0, np.int64), budget=budget, rounds=rounds, prior=prior)
+        plan = read_in_rounds(promises[query], truth.shape[1], first=NONE, budget=budget, rounds=rounds)
         return read_by(plan, truth[query]).positions
 
     return reads
@@ -153,7 +153,7 @@ def rankings(config: Config, doc_ids: Sequence[str]) -> tuple[dict[str, np.ndarr
     collection = open_collection(config.work / "collection")
     queries, place = collection.queries("test"), {doc_id: number for number, doc_id in enumerate(doc_ids)}
     with tempfile.TemporaryDirectory() as folder:
-        built = BM25Index.build(collection.corpus(), analyser="code", folder=Path(folder))
+        built = BM25Index.build(collection.corpus(), analyser=config.language, folder=Path(folder))
         run = built.search(queries, len(doc_ids))
     words = np.array([filled([place[hit.doc_id] for hit in run[query.query_id]], len(doc_ids)) for query in queries])
     vectors = config.work / "vectors"
@@ -170,26 +170,29 @@ def filled(found: Sequence[int], count: int) -> list[int]:
     return [*found, *(place for place in range(count) if place not in {*found})]
 
 
-def repeated(config: Config, truth: np.ndarray, *, budget: int, anchors: int, rounds: int) -> str:
+def repeated(config: Config, truth: np.ndarray, anchors: np.ndarray, near: NearDocuments, *, budget: int) -> str:
     """Search with the model, and compare with the search of the table."""
     collection = open_collection(config.work / "collection")
-    queries, scores = collection.queries("test")[:REPEATED], anchors_of(0, truth)
+    queries = collection.queries("test")[:REPEATED]
     documents = {document.doc_id: document for document in collection.corpus()}
-    space = SearchSpace(scores, [*documents], spread_items(scores, anchors))
-    stage = CurSearch(Reranker.load(config.model), space, budget=budget, rounds=rounds)
+    space = space_by_ridge(CurIndex(anchors, near.doc_ids), near)
+    stage = CurSearch(Reranker.load(config.model), space, budget=budget, rounds=ROUNDS)
     start = time.process_time()
-    run, _ = stage.search_by_reading(queries, budget, lambda doc_ids: {one: documents[one] for one in doc_ids})
+    run, _ = stage.search_by_reading(
+        queries, budget, lambda doc_ids, query_id=None: {one: documents[one] for one in doc_ids}
+    )
     whole = time.process_time() - start
+    promises = space.promises(queries)
     start, same = time.process_time(), 0
     for number, query in enumerate(queries):
-        plan = read_in_rounds(scores, anchors=space.anchors, budget=budget, rounds=rounds)
-        read = {[*documents][place] for place in read_by(plan, truth[number]).positions.tolist()}
-        same += read == {hit.doc_id for hit in run[query.query_id]}
+        read = by_promises(promises, truth, ROUNDS)(number, budget).tolist()
+        same += {near.doc_ids[place] for place in read} == {hit.doc_id for hit in run[query.query_id]}
     alone = time.process_time() - start
     return (
-        f"- With the model in place of the table, {anchors} anchors, {rounds} rounds and a budget of {budget} read the "
-        f"same documents for {same} of {REPEATED} queries. A query took {1000 * whole / REPEATED:,.0f} ms of processor "
-        f"time, of which choosing what to read is {1000 * alone / REPEATED:,.0f} ms."
+        f"- With the model in place of the table, the ridge regression over both with {ROUNDS} rounds and a budget of "
+        f"{budget} reads the same documents for {same} of {REPEATED} queries. A query took "
+        f"{1000 * whole / REPEATED:,.0f} ms of processor time, of which choosing what to read is "
+        f"{1000 * alone / REPEATED:,.0f} ms."
     )
 
 
@@ -215,28 +218,40 @@ def run(config: Config) -> None:
     quiet()
     if not (config.work / "collection" / "qrels" / "test.tsv").exists():
         prepare(config)
-    truth = scored(config)
+    every = scored(config)
+    truth, anchors = every[: config.queries], every[config.queries :]
     doc_ids = [document.doc_id for document in open_collection(config.work / "collection").corpus()]
     orders, items, own = rankings(config, doc_ids)
-    best, anchor_pairs = np.argsort(-truth, axis=1, kind="stable"), anchors_of(0, truth).size
+    near = NearDocuments(doc_ids, items, Retriever.load(config.retriever).encode_queries)
+    best = np.argsort(-truth, axis=1, kind="stable")
     ways: dict[str, tuple[Reads, int]] = {
         f"rerank {name}": (partial(ranked, order), 0) for name, order in orders.items()
     }
-    ways["cur, 1 round (ANNCUR)"] = (by_scores(truth, 0.5, 1), anchor_pairs)
-    ways["cur, 5 rounds (ADACUR)"] = (by_scores(truth, 0.2, 5), anchor_pairs)
-    ways["cur, 10 rounds"] = (by_scores(truth, 0.1, 10), anchor_pairs)
-    for share in (0.0, 0.5):
-        ways[f"vectors, 5 rounds, prior {share:g} (AXN)"] = (by_vectors(items, own, truth, share, 5), 0)
+    ways["inverse, 1 round (ANNCUR)"] = (by_inverse(anchors, truth, 0.5, 1), anchors.size)
+    ways[f"inverse, {ROUNDS} rounds (ADACUR)"] = (by_inverse(anchors, truth, 0.2, ROUNDS), anchors.size)
+    nearest = [promise_by_inverse(items, Prior(one, 0.5)) for one in own]
+    ways[f"inverse of vectors, {ROUNDS} rounds (AXN)"] = (by_promises(nearest, truth, ROUNDS), 0)
+    products = own @ items
+    for name, some, vectors in (
+        ("vectors", None, items),
+        ("scores", anchors, None),
+        ("scores of 50, and vectors", anchors[:50], items),
+        ("scores and vectors", anchors, items),
+    ):
+        expectation = Expectation(some, vectors)
+        promises = [expectation.promise(None if vectors is None else one) for one in products]
+        ways[f"ridge, {name}"] = (by_promises(promises, truth, ROUNDS), 0 if some is None else some.size)
     budgets = list(range(config.step, config.docs + 1, config.step))
     curves = {name: recalls(reads, best, budgets) for name, (reads, _) in ways.items()}
     spectrum = np.linalg.svd(truth.astype(np.float64) - truth.mean(), compute_uv=False)
     energy = np.cumsum(spectrum**2) / (spectrum**2).sum()
     ranks = ", ".join(f"{int((energy < part).sum()) + 1} for {part:.0%}" for part in (0.5, 0.9, 0.99))
     said = [
-        f"- {config.docs:,} functions, of which {config.words} words are kept, and {config.queries} queries; each half "
-        f"is searched with the other half as anchors, whose pairs are read once. Reranker {config.model}, dense "
-        f"retriever {config.retriever}. The scores' singular values: {ranks} of their squares, mean left out.",
-        repeated(config, truth, budget=200, anchors=40, rounds=5),
+        f"- {config.docs:,} documents of {config.test.name}, of whose texts {config.words} words are kept; "
+        f"{config.queries} queries of its split {config.split}, and {config.anchors} of {config.anchor_split} as "
+        f"anchors. Reranker {Path(config.model).name}, dense retriever {Path(config.retriever).name}. The scores' "
+        f"singular values: {ranks} of their squares, mean left out.",
+        repeated(config, truth, anchors, near, budget=200),
     ]
     sections = ["\n".join(said)]
     for k in DEPTHS:

@@ -1,7 +1,7 @@
 """The kind of index `cur`: a reranker's scores of anchor queries for all documents.
 
-From these scores and a new query's scores for a few documents, `math.cur` approximates its scores for all. The scores
-are written in parts as they become known, and joined at the end.
+From these scores and a new query's scores for a few documents, `math.ridge` or `math.cur` approximate its scores for
+all. The scores are written in parts as they become known, and joined at the end.
 """
 
 import time
@@ -23,7 +23,9 @@ from shortlist.data.manifest import identity, read_manifest, same_identity
 from shortlist.errors import UserError, not_given
 from shortlist.index.inverted import DOC_IDS, id_line, open_lines
 from shortlist.index.protocols import FetchDocuments, Opening, ReadHits
-from shortlist.math.cur import Prior, read_in_rounds, spread_items
+from shortlist.math.cur import Prior, promise_by_inverse, spread_items
+from shortlist.math.reading import Promise, read_in_rounds
+from shortlist.math.ridge import Expectation
 from shortlist.progress import duration, say
 from shortlist.progress import size as num_bytes
 from shortlist.records import Document, Hit, Query
@@ -271,17 +273,50 @@ def check_scored_by(folder: Path, prepared: Prepared, name: str) -> None:
 
 
 class SearchSpace(NamedTuple):
-    """The columns that a search fits a query's scores to, one for each document."""
+    """What is known of the documents before a query's own scores."""
 
-    items: Float[np.ndarray, "dim docs"]
-    """The scores of anchor queries for the documents, or vectors of the documents."""
     doc_ids: Sequence[str]
-    anchors: Int[np.ndarray, " anchors"]
+    promises: Callable[[Sequence[Query]], list[Promise]]
+    """Returns for each query what its scores so far promise for all documents."""
+    first: Int[np.ndarray, " first"] = np.empty(0, dtype=np.int64)
     """Positions of the documents that are read first for every query."""
-    encode: Callable[[Sequence[Query]], Float[np.ndarray, "queries dim"]] | None = None
-    """Embeds queries in the same space (None: scores alone decide)."""
-    share: float = 0.0
-    """The weight of a query's own vector beside the one that fits the scores."""
+
+
+class NearDocuments(NamedTuple):
+    """Vectors of the documents, and what embeds queries in the same space."""
+
+    doc_ids: Sequence[str]
+    items: Float[np.ndarray, "dim docs"]
+    encode: Callable[[Sequence[Query]], Float[np.ndarray, "queries dim"]]
+
+
+def space_by_ridge(scores: CurIndex | None, near: NearDocuments | None) -> SearchSpace:
+    """Expect scores by anchor queries' scores, by vectors, or by both (`math.ridge`)."""
+    expectation = Expectation(None if scores is None else scores.scores, None if near is None else near.items)
+
+    def promises(queries: Sequence[Query]) -> list[Promise]:
+        if near is None:
+            return [expectation.promise()] * len(queries)
+        return [expectation.promise(own @ near.items) for own in near.encode(queries)]
+
+    found = scores or near
+    assert found is not None
+    return SearchSpace(found.doc_ids, promises)
+
+
+def space_by_inverse(scores: CurIndex, anchors: int) -> SearchSpace:
+    """Approximate scores by those of anchor queries, after some documents that are read for every query."""
+    promise = promise_by_inverse(scores.scores)
+    return SearchSpace(scores.doc_ids, lambda queries: [promise] * len(queries), scores.anchors(anchors))
+
+
+def space_by_nearest(near: NearDocuments, share: float) -> SearchSpace:
+    """Approximate scores by vectors, of which the query's own has this share."""
+
+    def promises(queries: Sequence[Query]) -> list[Promise]:
+        return [promise_by_inverse(near.items, Prior(own, share)) for own in near.encode(queries)]
+
+    return SearchSpace(near.doc_ids, promises)
 
 
 @final
@@ -294,7 +329,7 @@ class CurSearch:
     Args:
         ranker: scores pairs.
         budget: the most documents to read for a query.
-        rounds: rounds after the anchor documents.
+        rounds: rounds after the documents that are read first.
     """
 
     def __init__(self, ranker: Ranker, space: SearchSpace, *, budget: int, rounds: int) -> None:
@@ -317,20 +352,19 @@ class CurSearch:
 
         Args:
             documents: fetches texts by id.
-            allowed: the only documents to find; anchor documents are read even if they are none of these.
+            allowed: the only documents to find; what is read first for every query is read even if it is none of these.
         """
         keep = None if allowed is None else allowed.mask(self.doc_ids)
-        own = None if self.space.encode is None else self.space.encode(queries)
         plans = [
             read_in_rounds(
-                self.space.items,
-                anchors=self.space.anchors,
+                promise,
+                len(self.doc_ids),
+                first=self.space.first,
                 budget=self.budget,
                 rounds=self.rounds,
-                prior=None if own is None else Prior(own[number], self.space.share),
                 keep=keep,
             )
-            for number in range(len(queries))
+            for promise in self.space.promises(queries)
         ]
         run, num_read = {query.query_id: list[Hit]() for query in queries}, {query.query_id: 0 for query in queries}
         scores: list[Any] = [None] * len(queries)

@@ -1,4 +1,4 @@
-"""A reranker's scores for all documents, approximated from its scores for a few of them.
+"""A reranker's scores for all documents, approximated from its scores for a few of them by a pseudo-inverse.
 
 Scores of many queries for the same items are nearly a matrix of low rank. So the scores of a new query for all items
 follow from its scores for some, by the scores of other queries, the anchors (ANNCUR, https://arxiv.org/abs/2210.12579;
@@ -6,25 +6,17 @@ in rounds, ADACUR, https://arxiv.org/abs/2305.02996; by vectors of the items in 
 https://arxiv.org/abs/2405.03651).
 """
 
-from collections.abc import Generator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+
+from shortlist.math.reading import Promise
 
 RCOND = 1e-3
 """Singular values below this, beside the largest one, count as 0. They are differences between items that hardly
 differ, and their inverses would make scores of noise."""
-
-AskScores = Generator[Int[np.ndarray, " asked"], Float[np.ndarray, " asked"], "ItemsRead"]
-"""Yields the positions of items to score, which are new, and receives their scores."""
-
-
-class ItemsRead(NamedTuple):
-    """The items that a search has read, best first, equal ones in their order."""
-
-    positions: Int[np.ndarray, " read"]
-    scores: Float[np.ndarray, " read"]
 
 
 class Prior(NamedTuple):
@@ -53,31 +45,6 @@ def spread_items(scores: Float[np.ndarray, "queries items"], count: int) -> Int[
         chosen.append(place)
         left[chosen] = -1
     return np.sort(np.array(chosen, dtype=np.int64))
-
-
-def item_embeddings(
-    scores: Float[np.ndarray, "queries items"], anchors: Int[np.ndarray, " anchors"], *, rcond: float = RCOND
-) -> Float[np.ndarray, "anchors items"]:
-    """Compute vectors of the items from anchor queries' scores.
-
-    The products of an item's vector with a query's scores for the anchor items approximate its score.
-
-    Args:
-        scores: of the anchor queries for all items.
-        anchors: positions of the anchor items, in rising order.
-        rcond: the least singular value that counts, as a part of the largest one.
-    """
-    if (np.diff(anchors) <= 0).any():
-        raise ValueError("anchor items must be in rising order, each once")
-    exact = scores.astype(np.float64)
-    return np.linalg.pinv(exact[:, anchors], rcond=rcond) @ exact
-
-
-def approximate(
-    known: Float[np.ndarray, "*queries anchors"], embeddings: Float[np.ndarray, "anchors items"]
-) -> Float[np.ndarray, "*queries items"]:
-    """Approximate queries' scores for all items from those for the anchor items."""
-    return known @ embeddings
 
 
 def fit_scores(
@@ -112,48 +79,24 @@ def with_prior(
     return (1 - prior.share) * fit_scores(items, read, scaled, rcond=rcond) + prior.share * prior.vector
 
 
-def read_in_rounds(
-    items: Float[np.ndarray, "dim items"],
-    *,
-    anchors: Int[np.ndarray, " anchors"],
-    budget: int,
-    rounds: int,
-    prior: Prior | None = None,
-    keep: Bool[np.ndarray, " items"] | None = None,
-    rcond: float = RCOND,
-) -> AskScores:
-    """Read anchor items, then in each round those that the scores so far promise.
+def promise_by_inverse(items: Float[np.ndarray, "dim items"], prior: Prior | None = None) -> Promise:
+    """Approximate all scores by the pseudo-inverse of the columns that were read.
 
     Args:
         items: the anchor queries' scores for all items, or vectors of the items.
-        anchors: positions of the items to read first; may be empty with a prior.
-        budget: the most items to read, anchors included.
-        rounds: rounds after the anchors, in equal parts; with one round and scores this is ANNCUR.
-        prior: the query's own vector (None: scores alone decide).
-        keep: whether each item may be read after the anchors (None: all may).
-        rcond: the least singular value that counts, as a part of the largest one.
+        prior: the query's own vector (None: scores alone decide, and some have to be known).
     """
-    if len(anchors) == 0 and prior is None:
-        raise ValueError("neither anchors nor a prior to begin with")
-    read, known = anchors, np.empty(0)
-    if len(anchors):
-        known = yield anchors
-    open_items = np.ones(items.shape[1], dtype=bool) if keep is None else keep.copy()
-    open_items[read] = False
-    for size in _sizes(min(budget - len(anchors), int(open_items.sum())), rounds):
-        if prior is None:
-            weights = fit_scores(items, read, known, rcond=rcond)
-        else:
-            weights = with_prior(items, read, known, prior, rcond=rcond) if len(read) else prior.vector
-        promised = np.where(open_items, weights @ items, -np.inf)
-        best = np.sort(np.argsort(-promised, kind="stable")[:size])
-        known, read = np.concatenate([known, (yield best)]), np.concatenate([read, best])
-        open_items[best] = False
-    order = np.lexsort((read, -known))
-    return ItemsRead(read[order], known[order])
+    return partial(_promise, items, prior)
 
 
-def _sizes(count: int, rounds: int) -> list[int]:
-    """Split a number of items into rounds of nearly equal sizes, the first ones larger."""
-    whole, more = divmod(max(count, 0), rounds)
-    return [size for number in range(rounds) if (size := whole + (number < more))]
+def _promise(
+    items: Float[np.ndarray, "dim items"],
+    prior: Prior | None,
+    read: Int[np.ndarray, " read"],
+    known: Float[np.ndarray, " read"],
+) -> Float[np.ndarray, " items"]:
+    if prior is None:
+        if not len(read):
+            raise ValueError("neither items read first nor a prior to begin with")
+        return fit_scores(items, read, known) @ items
+    return (with_prior(items, read, known, prior) if len(read) else prior.vector) @ items

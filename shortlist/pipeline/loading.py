@@ -31,7 +31,7 @@ from shortlist.index.protocols import FirstStage, Opening, SearchesByReading
 from shortlist.text.contract import PER_TOKEN
 
 if TYPE_CHECKING:
-    from shortlist.index.cur import SearchSpace
+    from shortlist.index.cur import CurIndex, NearDocuments
     from shortlist.models.folder import ModelFolder
     from shortlist.rerankers.asking import Questions
     from shortlist.rerankers.prepared import Prepared
@@ -308,6 +308,10 @@ def open_sparse(
     return SparseSearch(retriever, opener.index((index, how), "find", lambda: open_terms(index, how)))
 
 
+Fit = Literal["ridge", "inverse"]
+"""How a query's scores of all documents are approximated from a few: by a ridge regression, or by a pseudo-inverse."""
+
+
 def open_cur(
     opener: Opener,
     *,
@@ -316,66 +320,82 @@ def open_cur(
     vectors: Path | None = None,
     retriever: str | None = None,
     contract: str | None = None,
-    anchors: int = 50,
+    fit: Fit = "ridge",
+    anchors: int | None = None,
     budget: int = 200,
     rounds: int = 5,
-    prior: float = 0.5,
+    prior: float | None = None,
 ) -> SearchesByReading:
-    """Open a search by a pointwise reranker alone, over its scores or over vectors.
+    """Open a search by a pointwise reranker alone, over its scores, over vectors, or over both.
 
     Args:
         model: reranker that gives one score to a pair: folder or hub name.
         index: index of the kind `cur`, of this reranker's scores.
-        vectors: vectors of the documents from `shortlist encode`, in place of an index.
+        vectors: vectors of the documents from `shortlist encode`.
         retriever: model that made the vectors.
         contract: the reranker's input contract by name, for a folder without one.
-        anchors: with an index: documents that are read first for every query.
+        fit: how scores of all documents follow from those of the documents read.
+        anchors: with `inverse` over an index: documents that are read first for every query (None: 50).
         budget: most documents to read for a query, anchors included.
-        rounds: rounds of reading after the anchors.
-        prior: with vectors: weight of the query's own vector beside the one that fits the scores, 0 to 1.
+        rounds: rounds of reading, after the anchors where there are any.
+        prior: with `inverse` over vectors: weight of the query's own vector beside the one that fits the scores, 0 to 1
+            (None: 0.5).
 
     Raises:
-        UserError: neither or both are named, a number is out of range, or another model made the scores or vectors.
+        UserError: neither is named, a setting has no meaning beside the others, a number is out of range, or another
+            model made the scores or vectors.
     """
-    from shortlist.index.cur import CurSearch
+    from shortlist.index.cur import CurSearch, space_by_inverse, space_by_nearest, space_by_ridge
     from shortlist.rerankers.pointwise import pointwise
 
-    if (index is None) == (vectors is None):
-        raise UserError("`find: cur` takes an index of the kind cur, or vectors; not both, not neither.")
-    least = 1 if index is None else anchors
-    if budget < least or rounds < 1 or not 0 <= prior <= 1:
+    inverse = fit == "inverse"
+    if (index is None and vectors is None) or (inverse and index is not None and vectors is not None):
         raise UserError(
-            f"`find: cur` with budget {budget}, rounds {rounds} and prior {prior:g}; expected a budget of {least} or "
-            f"more{'' if index is None else ' (the anchors)'}, 1 round or more and a prior from 0 to 1."
+            "`find: cur` takes an index of the kind cur, or vectors, or both, of which `fit: inverse` takes one."
+        )
+    if anchors is not None and (not inverse or index is None):
+        raise UserError("anchors are read by `fit: inverse` over an index; leave them out.")
+    if prior is not None and (not inverse or vectors is None):
+        raise UserError("a prior is used by `fit: inverse` over vectors; leave it out.")
+    if retriever is not None and vectors is None:
+        raise UserError("a retriever is used with vectors; leave it out, or name its vectors.")
+    read_first = 0 if not inverse or index is None else 50 if anchors is None else anchors
+    share = 0.5 if prior is None else prior
+    if budget < max(1, read_first) or rounds < 1 or not 0 <= share <= 1:
+        raise UserError(
+            f"`find: cur` with budget {budget}, rounds {rounds} and prior {share:g}; expected a budget of "
+            f"{max(1, read_first)} or more{' (the anchors)' if read_first else ''}, 1 round or more and a prior from 0 "
+            "to 1."
         )
     settings = {"model": model} | ({} if contract is None else {"contract": contract})
-    if index is not None:
-        if retriever is not None or prior != 0.5:
-            raise UserError("`find: cur` over an index has no retriever or prior; leave them out, or name vectors.")
-        space = _space_of_scores(opener, index, anchors, opener.prepared(pointwise, settings), model)
+    scores = None if index is None else _scores_of(opener, index, opener.prepared(pointwise, settings), model)
+    near = None if vectors is None else _near(opener, vectors, retriever)
+    if scores is not None and near is not None and [*scores.doc_ids] != [*near.doc_ids]:
+        raise UserError(f"{index} and {vectors} are not of the same documents in the same order; build them anew.")
+    if not inverse:
+        space = space_by_ridge(scores, near)
+    elif scores is not None:
+        space = space_by_inverse(scores, read_first)
     else:
-        if anchors != 50:
-            raise UserError("`find: cur` over vectors has no anchors; leave them out, or name an index.")
-        assert vectors is not None
-        space = _space_of_vectors(opener, vectors, retriever, prior)
+        assert near is not None
+        space = space_by_nearest(near, share)
     return CurSearch(opener.reranker(pointwise, settings), space, budget=budget, rounds=rounds)
 
 
-def _space_of_scores(opener: Opener, index: Path, anchors: int, prepared: "Prepared", model: str) -> "SearchSpace":
+def _scores_of(opener: Opener, index: Path, prepared: "Prepared", model: str) -> "CurIndex":
     """Open an index of this reranker's scores."""
-    from shortlist.index.cur import SearchSpace, check_scored_by
+    from shortlist.index.cur import check_scored_by
 
     if (kind := kind_of(index)) != "cur":
         raise UserError(f"{index}: an index of kind {kind}; `find: cur` searches one of kind cur.")
     check_scored_by(index, prepared, model)
-    scores = opener.index(index, "anchors", lambda: open_index(index))
-    return SearchSpace(scores.scores, scores.doc_ids, scores.anchors(anchors))
+    return opener.index(index, "anchors", lambda: open_index(index))
 
 
-def _space_of_vectors(opener: Opener, vectors: Path, retriever: str | None, prior: float) -> "SearchSpace":
+def _near(opener: Opener, vectors: Path, retriever: str | None) -> "NearDocuments":
     """Open vectors of the documents with the model that made them."""
     from shortlist.data.stores.vectors import VectorReader
-    from shortlist.index.cur import SearchSpace
+    from shortlist.index.cur import NearDocuments
 
     if retriever is None:
         raise UserError("retriever is missing: `find: cur` over vectors takes the model that made them.")
@@ -384,8 +404,7 @@ def _space_of_vectors(opener: Opener, vectors: Path, retriever: str | None, prio
     kept, _ = dims_to_search(vectors, None)
     encode = opener.retriever(retriever, dims=kept).encode_queries
     store = opener.index((vectors, "cur"), "take", lambda: VectorReader(vectors))
-    items = store.take(np.arange(store.num_docs)).T
-    return SearchSpace(items, store.doc_ids, np.empty(0, dtype=np.int64), encode, prior)
+    return NearDocuments(store.doc_ids, store.take(np.arange(store.num_docs)).T, encode)
 
 
 Walker = Literal["vectors", "pointwise", "listwise"]

@@ -17,6 +17,7 @@ from shortlist.index import cur
 from shortlist.index.cur import CurIndex, CurSearch, Scoring, ScoringPace, SearchSpace, build_cur
 from shortlist.index.opening import open_index
 from shortlist.index.protocols import FirstStage, Opening, SearchesByReading
+from shortlist.math.cur import promise_by_inverse
 from shortlist.models.save import save_model
 from shortlist.records import Document, Query
 from shortlist.rerankers.prepared import Prepared
@@ -172,7 +173,9 @@ def test_an_index_that_is_not_whole_is_refused(tmp_path: Path):
 
 def search(ranker: Any, *, anchors: list[int], budget: int, rounds: int = 2) -> CurSearch:
     doc_ids = [document.doc_id for document in DOCUMENTS]
-    return CurSearch(ranker, SearchSpace(EXACT, doc_ids, np.array(anchors)), budget=budget, rounds=rounds)
+    promise = promise_by_inverse(EXACT)
+    space = SearchSpace(doc_ids, lambda queries: [promise] * len(queries), np.array(anchors))
+    return CurSearch(ranker, space, budget=budget, rounds=rounds)
 
 
 def fetch(doc_ids: Sequence[str]) -> dict[str, Document]:

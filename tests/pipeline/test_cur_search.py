@@ -29,18 +29,26 @@ def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def step(tiny: Tiny, made: Path, **changes: Any) -> dict[str, Any]:
-    given = {"find": "cur", "index": str(made / "cur"), "model": str(tiny.reranker), "anchors": 4, "budget": 8}
+    given = {"find": "cur", "index": str(made / "cur"), "model": str(tiny.reranker), "budget": 8}
     given |= changes
     return {"steps": {"cur": {name: value for name, value in given.items() if value is not None}}}
 
 
 def over_vectors(tiny: Tiny, made: Path, **changes: Any) -> dict[str, Any]:
     vectors = {"vectors": str(made / "vectors"), "retriever": str(tiny.retriever)}
-    return step(tiny, made, **{"index": None, "anchors": None} | vectors | changes)
+    return step(tiny, made, **{"index": None} | vectors | changes)
 
 
-def test_with_a_budget_of_all_documents_the_hits_are_the_rerankers_order(tiny: Tiny, made: Path):
-    pipeline = Pipeline.load(str(tiny.collection), pipeline=step(tiny, made, budget=12))
+@pytest.mark.parametrize("how", ["scores", "vectors", "both", "inverse", "nearest"])
+def test_with_a_budget_of_all_documents_the_hits_are_the_rerankers_order(tiny: Tiny, made: Path, how: str):
+    described = {
+        "scores": step(tiny, made, budget=12),
+        "vectors": over_vectors(tiny, made, budget=12),
+        "both": over_vectors(tiny, made, index=str(made / "cur"), budget=12),
+        "inverse": step(tiny, made, fit="inverse", anchors=4, budget=12),
+        "nearest": over_vectors(tiny, made, fit="inverse", budget=12),
+    }[how]
+    pipeline = Pipeline.load(str(tiny.collection), pipeline=described)
     scores = Reranker.load(str(tiny.reranker)).score(QUERIES[0], DOCUMENTS)
     found = pipeline.search(QUERIES[0].text, 12)
     assert [result.document.doc_id for result in found] == [f"d{place}" for place in np.argsort(-scores)]
@@ -49,7 +57,7 @@ def test_with_a_budget_of_all_documents_the_hits_are_the_rerankers_order(tiny: T
 
 def test_by_the_querys_own_vector_alone_it_is_reranking_what_the_retriever_finds(tiny: Tiny, made: Path):
     data = str(tiny.collection)
-    alone = Pipeline.load(data, pipeline=over_vectors(tiny, made, prior=1.0, rounds=3, budget=5))
+    alone = Pipeline.load(data, pipeline=over_vectors(tiny, made, fit="inverse", prior=1.0, rounds=3, budget=5))
     plain = Pipeline.load(
         data, retriever=str(tiny.retriever), vectors=made / "vectors", reranker=str(tiny.reranker), depth=5
     )
@@ -93,20 +101,32 @@ def test_a_filter_is_kept(tiny: Tiny, made: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": 3}, "with budget 3, rounds 5 and prior 0.5; expected a budget of 4 or more"),
+        (
+            {"fit": "inverse", "anchors": 4, "budget": 3},
+            "with budget 3, rounds 5 and prior 0.5; expected a budget of 4 or more",
+        ),
         ({"rounds": 0}, "rounds 0"),
-        ({"anchors": 13, "budget": 20}, "anchors is 13; the index holds 12 anchor queries and 12 documents"),
+        (
+            {"fit": "inverse", "anchors": 50, "budget": 60},
+            "anchors is 50; the index holds 12 anchor queries and 12 documents",
+        ),
+        ({"fit": "other"}, "other"),
         ({"index": "words"}, "words: an index of kind bm25; `find: cur` searches one of kind cur"),
-        ({"index": None}, "takes an index of the kind cur, or vectors; not both, not neither"),
-        ({"vectors": "vectors"}, "not both"),
-        ({"prior": 0.1}, "over an index has no retriever or prior"),
-        ({"index": None, "vectors": "vectors"}, "over vectors has no anchors"),
-        ({"index": None, "anchors": None, "vectors": "vectors"}, "retriever is missing"),
-        ({"index": None, "anchors": None, "vectors": "vectors", "prior": 1.5}, "prior 1.5"),
+        ({"index": None}, "takes an index of the kind cur, or vectors, or both"),
+        ({"vectors": "vectors", "fit": "inverse"}, "or both, of which `fit: inverse` takes one"),
+        ({"vectors": "vectors"}, "retriever is missing"),
+        ({"retriever": "vectors"}, "a retriever is used with vectors"),
+        ({"anchors": 4}, "anchors are read by `fit: inverse` over an index"),
+        ({"prior": 0.1}, "a prior is used by `fit: inverse` over vectors"),
+        ({"index": None, "vectors": "vectors", "fit": "inverse", "anchors": 3}, "anchors are read by"),
+        ({"index": None, "vectors": "vectors", "fit": "inverse", "prior": 1.5}, "prior 1.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tiny: Tiny, made: Path, changes: dict[str, Any], message: str):
-    changes = {name: str(made / value) if isinstance(value, str) else value for name, value in changes.items()}
+    changes = {
+        name: str(made / value) if isinstance(value, str) and name != "fit" else value
+        for name, value in changes.items()
+    }
     with pytest.raises(UserError, match=message):
         Pipeline.load(str(tiny.collection), pipeline=step(tiny, made, **changes))
 
