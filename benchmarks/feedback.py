@@ -30,7 +30,7 @@ from shortlist.math.diversity import unit_rows
 from shortlist.math.significance import holm, paired_t_test
 from shortlist.pipeline.feedback import FEEDBACKS, SearchedAgain
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.memory import MemoryCollection
+from shortlist.data.memory import MemoryCollection
 from shortlist.pipeline.spec import parse_description
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.records import Document, Hit, Qrels, Query

@@ -50,6 +50,12 @@ COMMANDS = {
         "have a language model divide queries into sub-queries",
         "--collection my-data --writer Qwen/Qwen3-4B --out work/aspects",
     ),
+    "preferences": Command(
+        "preferences",
+        "mine which of two summaries a language model should write",
+        "--run work/train.trec --collection my-data --writer Qwen/Qwen3-4B --reranker work/reranker "
+        "--out work/preferences.jsonl",
+    ),
     "select": Command(
         "select",
         "keep of a pool the texts that look like yours",
@@ -189,7 +195,19 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
-    "Train": ("train", "average", "mine", "queries", "select", "prune", "mix", "functions", "init", "convert"),
+    "Train": (
+        "train",
+        "average",
+        "mine",
+        "queries",
+        "preferences",
+        "select",
+        "prune",
+        "mix",
+        "functions",
+        "init",
+        "convert",
+    ),
     "Search and rerank": (
         "encode",
         "rerank",

@@ -19,7 +19,7 @@ from shortlist.math.feedback import bo1, distilled, rm3, score_chances, score_sh
 from shortlist.math.terms import TermWeights
 from shortlist.pipeline.feedback import FEEDBACKS, SearchedAgain
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.memory import MemoryCollection
+from shortlist.data.memory import MemoryCollection
 from shortlist.pipeline.spec import parse_description, written
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.records import Document, Hit, Query

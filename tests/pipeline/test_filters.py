@@ -15,7 +15,7 @@ from shortlist.data.runs import read_run
 from shortlist.data.where import WhereError
 from shortlist.errors import UserError
 from shortlist.pipeline import BY_DOCUMENT
-from shortlist.pipeline.memory import MemoryCollection
+from shortlist.data.memory import MemoryCollection
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.pipeline.wholes import best_chunks
 from shortlist.records import Document, Hit, Query
