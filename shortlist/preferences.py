@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of
 from shortlist.data.answers import AnswerLog, answer_keys
@@ -32,9 +32,6 @@ from shortlist.rerankers.pointwise import pointwise
 from shortlist.rerankers.prepared import Prepared
 from shortlist.text.batching import windows
 from shortlist.text.prompts import Prompt, named_prompt
-
-if TYPE_CHECKING:
-    from shortlist.pipeline.preferences import Sampled
 
 LOG_ENDS = ".answers"
 """End of the name of the file with the samples and their ranks, beside the output."""
@@ -252,9 +249,7 @@ def _answers(
         return dict(ask_each(several, asked, log, shared=shared, max_calls=config.max_calls, advance=advance))
 
 
-def _ranks(
-    reranker: Prepared, sampled: Sequence["Sampled"], log: AnswerLog, shared: Mapping[str, Any]
-) -> list[list[int]]:
+def _ranks(reranker: Prepared, sampled: Sequence[Any], log: AnswerLog, shared: Mapping[str, Any]) -> list[list[int]]:
     """Rank each document with each of its summaries; what was ranked before is in the log."""
     each = [
         [one.candidates.query.text, [document[:3] for document in one.candidates.documents], one.place, one.texts]
