@@ -3,6 +3,7 @@
 Flags are a shorthand for a description in YAML.
 """
 
+import json
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -115,16 +116,19 @@ class Sources:
     """`ray`: scan vectors exactly on a Ray cluster, whose nodes must all have them at the same path."""
 
 
-def read_description(path: Path, *, collection: str | None = None) -> Description:
+def read_description(path: str | Path, *, collection: str | None = None) -> Description:
     """Read the description in a YAML file.
 
     Args:
+        path: the file, or what would be in it as JSON, as steps of a recipe have it.
         collection: replaces the collection in the file.
 
     Raises:
         UserError: a field is missing, unknown, or does not fit.
     """
-    return parse_description(load_yaml(path), where=str(path), collection=collection)
+    if str(path).lstrip().startswith("{"):
+        return parse_description(json.loads(str(path)), where="pipeline", collection=collection)
+    return parse_description(load_yaml(Path(path)), where=str(path), collection=collection)
 
 
 def parse_description(content: Mapping[str, Any], *, where: str, collection: str | None = None) -> Description:
@@ -288,7 +292,7 @@ def from_file_or_flags(
         raise UserError(f"--pipeline says what is searched; leave out {flags}, or write it down there.")
     if isinstance(pipeline, Mapping):
         return parse_description(pipeline, where="pipeline", collection=collection)
-    return read_description(Path(pipeline), collection=collection)
+    return read_description(pipeline, collection=collection)
 
 
 def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:
