@@ -52,7 +52,7 @@ COMMANDS = {
     ),
     "preferences": Command(
         "preferences",
-        "mine which of two summaries a language model should write",
+        "mine which of two summaries a model should write",
         "--run work/train.trec --collection my-data --writer Qwen/Qwen3-4B --reranker work/reranker "
         "--out work/preferences.jsonl",
     ),

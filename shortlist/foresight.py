@@ -83,7 +83,7 @@ def _values(config: Any) -> Iterator[str]:
 
 
 def _leaves(value: Any) -> list[Any]:
-    """Return the settings inside lists and mappings, such as sources, which a Config holds as JSON."""
+    """Return the settings inside lists and mappings, some of them JSON in a Config."""
     if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None

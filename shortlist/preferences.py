@@ -17,7 +17,7 @@ from shortlist.data.collections import Collection, open_collection
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.lines import ignore
 from shortlist.data.manifest import identity
-from shortlist.data.preferences import Asked, write_preferences
+from shortlist.data.preferences import Wording, write_preferences
 from shortlist.data.runs import open_run
 from shortlist.errors import UserError
 from shortlist.late import late
@@ -33,11 +33,11 @@ from shortlist.rerankers.prepared import Prepared
 from shortlist.text.batching import windows
 from shortlist.text.prompts import Prompt, named_prompt
 
-LOG_ENDS = ".answers"
+SAMPLES_END = ".answers"
 """End of the name of the file with the samples and their ranks, beside the output."""
 JUDGED_AT_ONCE = 32
 """Queries whose summaries are judged together: what an interruption loses."""
-REASONS = {
+WITHOUT_PAIR = {
     "no_candidate": "no relevant document is among the candidates",
     "alone": "there is no other candidate",
     "short": "the relevant document is short enough",
@@ -140,7 +140,7 @@ def run(config: Config) -> None:
     job = start_job(config, JobSpec("preferences", inputs))
     if job.done:
         return
-    start, log = time.perf_counter(), AnswerLog(job.out.with_name(job.out.name + LOG_ENDS))
+    start, log = time.perf_counter(), AnswerLog(job.out.with_name(job.out.name + SAMPLES_END))
     counts, lists = _lists(config, collection, prompt)
     answers = _answers(config, prompt, how, lists, log)
     if len(answers) < len(lists):
@@ -157,7 +157,7 @@ def run(config: Config) -> None:
     said = _reasons(counts)
     if not pairs:
         raise UserError(f"--out {job.out}: no query gives a preference ({said}), so there is nothing to write.")
-    write_preferences(job.out, pairs, Asked(config.prompt, config.words))
+    write_preferences(job.out, pairs, Wording(config.prompt, config.words))
     words = {
         name: sum(len(getattr(one, name).split()) for one in pairs) / len(pairs) for name in ("chosen", "rejected")
     }
@@ -250,7 +250,7 @@ def _answers(
 
 
 def _ranks(reranker: Prepared, sampled: Sequence[Any], log: AnswerLog, shared: Mapping[str, Any]) -> list[list[int]]:
-    """Rank each document with each of its summaries; what was ranked before is in the log."""
+    """Rank each document with each of its summaries, unless the log has it."""
     each = [
         [one.candidates.query.text, [document[:3] for document in one.candidates.documents], one.place, one.texts]
         for one in sampled
@@ -271,4 +271,4 @@ def _ranks(reranker: Prepared, sampled: Sequence[Any], log: AnswerLog, shared: M
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
-    return "; ".join(f"{counts[name]:,}: {words}" for name, words in REASONS.items() if counts.get(name))
+    return "; ".join(f"{counts[name]:,}: {words}" for name, words in WITHOUT_PAIR.items() if counts.get(name))

@@ -46,7 +46,7 @@ def test_pairs_are_mined_with_the_reasons_why_queries_gave_none(config: Any, tmp
     found = read_preferences(tmp_path / "pairs.jsonl")
     assert found.asked == ("summary", 4)
     results = read_manifest(tmp_path / "pairs.jsonl")["results"]
-    reasons = sum(results.get(name, 0) for name in preferences.REASONS)
+    reasons = sum(results.get(name, 0) for name in preferences.WITHOUT_PAIR)
     assert results["pairs"] == len(found.preferences) == len(QUERY_IDS) - reasons > 0
     assert (results["no_candidate"], results["alone"]) == (1, 1)
     assert results["answer_tokens"] > 0
@@ -97,5 +97,5 @@ def test_what_cannot_be_mined_is_refused(config: Any, settings: dict, message: s
 def test_a_sample_of_the_queries_is_asked_about(config: Any, tmp_path: Path):
     preferences.run(config(most_queries=5))
     results = read_manifest(tmp_path / "pairs.jsonl")["results"]
-    assert sum(results.get(name, 0) for name in ("pairs", *preferences.REASONS)) == 5
+    assert sum(results.get(name, 0) for name in ("pairs", *preferences.WITHOUT_PAIR)) == 5
     assert len({json.loads(line)["query_id"] for line in (tmp_path / "pairs.jsonl").open()}) == results["pairs"]

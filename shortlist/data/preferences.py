@@ -1,4 +1,4 @@
-"""Preferences between two texts that a language model may write of a document, as JSON lines."""
+"""Files of preferences between two texts that a language model may write."""
 
 import json
 import reprlib
@@ -21,8 +21,8 @@ class Preference(NamedTuple):
     rejected: str
 
 
-class Asked(NamedTuple):
-    """How a language model was asked for the texts."""
+class Wording(NamedTuple):
+    """A prompt's name and the words by which texts were asked for."""
 
     prompt: str | None = None
     """Name of the prompt (None: nobody says)."""
@@ -30,7 +30,7 @@ class Asked(NamedTuple):
     """Most words that it was asked for (None: as the prompt says)."""
 
 
-NOT_SAID = Asked()
+NOT_SAID = Wording()
 
 
 class PreferenceFile(NamedTuple):
@@ -40,10 +40,10 @@ class PreferenceFile(NamedTuple):
     preferences: list[Preference]
     lines: list[int]
     """Number of the line of each."""
-    asked: Asked
+    asked: Wording
 
 
-def write_preferences(path: Path, preferences: Iterable[Preference], asked: Asked = NOT_SAID) -> int:
+def write_preferences(path: Path, preferences: Iterable[Preference], asked: Wording = NOT_SAID) -> int:
     """Write preferences as JSON lines, and count them."""
     how = {name: value for name, value in asked._asdict().items() if value is not None}
     count = 0
@@ -77,12 +77,12 @@ def read_preferences(path: Path) -> PreferenceFile:
     return PreferenceFile(path, [one for _, one, _ in found], [number for number, _, _ in found], asked)
 
 
-def _said(asked: Asked) -> str:
+def _said(asked: Wording) -> str:
     words = "the words it says" if asked.words is None else f"{asked.words} words"
     return f"{'no prompt' if asked.prompt is None else f'the prompt {asked.prompt!r}'} and {words}"
 
 
-def _record(line: str) -> tuple[Preference, Asked]:
+def _record(line: str) -> tuple[Preference, Wording]:
     record = parse_json(line)
     texts = {name: _text(record, name) for name in ("text", "chosen", "rejected")}
     query, title = to_text(record.get("query", ""), "query"), to_text(record.get("title") or "", "title")
@@ -95,7 +95,7 @@ def _record(line: str) -> tuple[Preference, Asked]:
         raise MalformedError(f"words is {reprlib.repr(words)}; expected a whole number from 1.")
     document = Document(str(record.get("doc_id", "")), texts["text"], title)
     query = Query(str(record.get("query_id", "")), query)
-    return Preference(query, document, texts["chosen"], texts["rejected"]), Asked(prompt, words)
+    return Preference(query, document, texts["chosen"], texts["rejected"]), Wording(prompt, words)
 
 
 def _text(record: dict[str, Any], name: str) -> str:

@@ -97,7 +97,7 @@ class Counted:
 
 
 def text_in(answer: str) -> str | None:
-    """Return the text that an answer holds, on one line; None for a refusal or nothing."""
+    """Return an answer's text on one line; None for a refusal or nothing."""
     text = " ".join(said(answer).split()).strip('"“”')
     return None if not any(map(str.isalnum, text)) or REFUSALS.match(text) else text
 

@@ -39,7 +39,7 @@ WITH_PROMPT = ("loss", "temperature", "negatives")
 """Those of them that do where it is asked with a prompt."""
 HELDOUT = ("heldout_split", "heldout_collection")
 """Those of them that do where its answers are rewarded."""
-GROUPS = (
+OF_GROUPS = (
     *("collection", "groups", "sources", "negatives_from", "split", "positives_from", "skip_missing", "refresh_steps"),
     *("reward", "attention_stop", "corruption", "layer", "offset"),
 )
@@ -585,7 +585,7 @@ def _check_preferences(config: Config) -> None:
         return
     if named_kind(config.kind).role != "language-model":
         raise UserError(f"--preferences: are learned by a language model, and not by a {config.kind}.")
-    for name in GROUPS:
+    for name in OF_GROUPS:
         if getattr(config, name) != getattr(Config, name):
             raise UserError(f"{flag_of(name)}: says nothing about --preferences; leave out one of the two.")
     for name in ("preferences", "heldout_preferences"):

@@ -159,7 +159,7 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
 
 
 def preferring(config: Config, file: PreferenceFile, model: Trainable) -> Preferring:
-    """Prepare the prompt of preferences, which is that of `compress: summary`.
+    """Prepare the prompt of preferences, the one of `compress: summary`.
 
     Raises:
         UserError: as for `Preferring`.

@@ -17,7 +17,7 @@ from shortlist.settings.train import DRAWING, EVENTS, LOG
 MEASURE, REWARD, HELDOUT_LOSS = "mrr@10", "heldout_reward", "heldout_loss"
 """Keys of the measurement in held-out records: rewards for answers that are rewarded, the loss of preferences. Other
 records hold a `loss`."""
-HELDOUT = {MEASURE: "held-out MRR@10", REWARD: "held-out reward", HELDOUT_LOSS: "held-out loss"}
+HELDOUT_NAMES = {MEASURE: "held-out MRR@10", REWARD: "held-out reward", HELDOUT_LOSS: "held-out loss"}
 """What they are called in a drawing."""
 
 Record = dict[str, int | float]
@@ -116,7 +116,7 @@ def draw_records(records: list[Record], figure: Any) -> None:
     if heldout:
         right = axes.twinx()
         right.spines["right"].set_visible(True)
-        key, name = next((key, name) for key, name in HELDOUT.items() if key in heldout[0])
+        key, name = next((key, name) for key, name in HELDOUT_NAMES.items() if key in heldout[0])
         right.set(ylabel=name, **({"ylim": (0, 1)} if key == MEASURE else {}))
         points = [record["step"] for record in heldout], [record[key] for record in heldout]
         lines += right.plot(*points, color="#d94801", marker="o", markersize=3, label=name)

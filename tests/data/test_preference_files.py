@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shortlist.data.preferences import Asked, Preference, read_preferences, write_preferences
+from shortlist.data.preferences import Preference, Wording, read_preferences, write_preferences
 from shortlist.errors import UserError
 from shortlist.records import Document, Query
 
@@ -17,16 +17,16 @@ LINE = {"query": "otters", "text": "Otters live in rivers.", "chosen": "in river
 
 
 def test_what_is_written_is_read_again(tmp_path: Path):
-    assert write_preferences(tmp_path / "pairs.jsonl", PAIRS, Asked("summary", 8)) == 2
+    assert write_preferences(tmp_path / "pairs.jsonl", PAIRS, Wording("summary", 8)) == 2
     found = read_preferences(tmp_path / "pairs.jsonl")
-    assert (found.preferences, found.lines, found.asked) == (PAIRS, [1, 2], Asked("summary", 8))
+    assert (found.preferences, found.lines, found.asked) == (PAIRS, [1, 2], Wording("summary", 8))
     assert json.loads((tmp_path / "pairs.jsonl").read_text("utf-8").splitlines()[0])["words"] == 8
 
 
 def test_ids_and_how_it_was_asked_need_not_be_there(tmp_path: Path):
     (tmp_path / "pairs.jsonl").write_text(f"\n{json.dumps(LINE)}\n")
     found = read_preferences(tmp_path / "pairs.jsonl")
-    assert (found.lines, found.asked) == ([2], Asked())
+    assert (found.lines, found.asked) == ([2], Wording())
     assert found.preferences[0].query == Query("", "otters")
 
 

@@ -12,7 +12,7 @@ from tiny import DOCUMENTS, QUERIES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shortlist import train
-from shortlist.data.preferences import Asked, Preference, PreferenceFile, write_preferences
+from shortlist.data.preferences import Preference, PreferenceFile, Wording, write_preferences
 from shortlist.errors import UserError
 from shortlist.models.language import LanguageModel
 from shortlist.pipeline.compressors import summary
@@ -30,7 +30,7 @@ PAIRS = [
     Preference(QUERIES[number], DOCUMENTS[number], f"the {text}", f"the {text} and a lot more of it")
     for number, text in enumerate(("apple", "boat has a price", "cello", "desk"))
 ]
-ASKED = Asked("summary", 4)
+ASKED = Wording("summary", 4)
 COLOR = {"beta": 2.5, "length": "multiplied", "per_token": 0.1}
 
 
@@ -196,7 +196,7 @@ def test_a_document_that_the_model_cannot_read_stops_a_training_before_it_begins
     long = PAIRS[0]._replace(document=Document("d", "apple " * 500))
     write_preferences(files / "heldout.jsonl", [PAIRS[1], long], ASKED)
     with pytest.raises(
-        UserError, match="heldout.jsonl:2: the prompt has .* the model reads 300, so its document would"
+        UserError, match=r"heldout.jsonl:2: the prompt has .* the model reads 300, so its document would"
     ):
         train.run(settings(heldout_preferences=files / "heldout.jsonl", max_length=300))
     assert not (files / "writer").exists()
@@ -223,13 +223,15 @@ def test_a_document_that_the_model_cannot_read_stops_a_training_before_it_begins
     ],
 )
 def test_what_says_nothing_about_preferences_is_refused(settings: Any, change: dict, message: str):
-    with pytest.raises(UserError, match=message):
-        config = settings(**change)
+    def begin(config: train.Config) -> None:
         check_first(config)
         train.run(config)
+
+    with pytest.raises(UserError, match=message):
+        begin(settings(**change))
 
 
 def test_held_out_preferences_are_written_for_the_same_prompt(settings: Any, files: Path):
     write_preferences(files / "heldout.jsonl", PAIRS, ASKED._replace(words=9))
-    with pytest.raises(UserError, match="heldout.jsonl: was asked for other numbers of words than .*pairs.jsonl"):
+    with pytest.raises(UserError, match=r"heldout.jsonl: was asked for other numbers of words than .*pairs.jsonl"):
         train.run(settings(heldout_preferences=files / "heldout.jsonl"))
