@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert",
-        "make a collection of files; convert training data, clicks, vectors",
+        "make collections of files; convert training data, clicks, vectors",
         "triplets.jsonl --out work/triplets",
     ),
     "queries": Command(
