@@ -31,6 +31,10 @@ def config(tmp_path: Path, tiny: Tiny, language_model: Path) -> Any:
     return make
 
 
+def results_of(path: Path) -> dict[str, Any]:
+    return (read_manifest(path) or {})["results"]
+
+
 def test_the_first_relevant_candidate_is_the_one_to_shorten():
     run = {"a": [Hit("x", 3.0), Hit("y", 2.0), Hit("z", 1.0)], "b": [Hit("x", 1.0)]}
     queries, qrels = [Query("a", ""), Query("b", ""), Query("c", "")], {"a": {"y": 1, "z": 2}, "b": {"y": 1}}
@@ -45,7 +49,7 @@ def test_pairs_are_mined_with_the_reasons_why_queries_gave_none(config: Any, tmp
     assert "1: no relevant document is among the candidates; 1: there is no other candidate" in err
     found = read_preferences(tmp_path / "pairs.jsonl")
     assert found.asked == ("summary", 4)
-    results = read_manifest(tmp_path / "pairs.jsonl")["results"]
+    results = results_of(tmp_path / "pairs.jsonl")
     reasons = sum(results.get(name, 0) for name in preferences.WITHOUT_PAIR)
     assert results["pairs"] == len(found.preferences) == len(QUERY_IDS) - reasons > 0
     assert (results["no_candidate"], results["alone"]) == (1, 1)
@@ -65,7 +69,7 @@ def test_after_an_interruption_nothing_is_asked_or_judged_again(
     preferences.run(config(max_calls=4))
     whole, pairs = (tmp_path / name for name in ("whole.jsonl", "pairs.jsonl"))
     assert pairs.read_bytes() == whole.read_bytes()
-    assert len(read_manifest(pairs)["results"]) > 5
+    assert len(results_of(pairs)) > 5
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("asked again")
@@ -96,6 +100,6 @@ def test_what_cannot_be_mined_is_refused(config: Any, settings: dict, message: s
 
 def test_a_sample_of_the_queries_is_asked_about(config: Any, tmp_path: Path):
     preferences.run(config(most_queries=5))
-    results = read_manifest(tmp_path / "pairs.jsonl")["results"]
+    results = results_of(tmp_path / "pairs.jsonl")
     assert sum(results.get(name, 0) for name in ("pairs", *preferences.WITHOUT_PAIR)) == 5
     assert len({json.loads(line)["query_id"] for line in (tmp_path / "pairs.jsonl").open()}) == results["pairs"]

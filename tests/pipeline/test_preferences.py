@@ -84,7 +84,7 @@ def test_what_is_sampled_of_a_document_does_not_depend_on_the_others(language_mo
     model, _ = open_language_model(prompt=prompt, reads="text", folder=folder, max_length=400)
     several = Samples(model, samples=3)  # type: ignore[arg-type]
     asked = [(QUERIES[number], [DOCUMENTS[number]]) for number in range(2)]
-    answers = {number: reply for part in several.replies(asked) for number, reply in part.items()}
+    answers: dict[int, Any] = {number: reply for part in several.replies(asked) for number, reply in part.items()}
     [alone] = several.replies(asked[1:])
     assert alone[0] == answers[1]
     assert all(len({*answers[number].answer["samples"]}) == 3 for number in range(2))

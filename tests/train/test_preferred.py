@@ -131,7 +131,7 @@ def test_which_pairs_share_a_pass_changes_nothing(model: LanguageModel):
 
 def test_a_model_is_trained_on_the_prompts_and_stops_that_it_works_with(model: LanguageModel, language_model: Path):
     stage = summary(model=str(language_model), words=4).open()
-    local = stage.writer.model.model
+    local, tokenizer = stage.writer.model.model, model.inputs.tokenizer
     asked = [(one.query, [one.document]) for one in PAIRS]
     written = preferring(model).write_pairs(range(len(PAIRS)))
     for number, [ids, *_] in enumerate(local.keys(asked)):
@@ -140,7 +140,7 @@ def test_a_model_is_trained_on_the_prompts_and_stops_that_it_works_with(model: L
             *answer, end = one.token_ids[one.asked.start : one.asked.end]
             assert one.asked.end == len(one.token_ids)
             assert end in local.stop
-            assert model.inputs.tokenizer.decode(answer) == text
+            assert tokenizer.decode(answer) == text  # type: ignore[attr-defined]
 
 
 def test_a_prompt_that_would_be_cut_is_refused_and_one_that_just_fits_keeps_its_end(model: LanguageModel):
