@@ -24,6 +24,7 @@ from measuring import ROOT, conditions, publish, quiet, rounds_of, table
 
 from shortlist import Pipeline, encode, index
 from shortlist.data.collections import open_collection
+from shortlist.data.memory import MemoryCollection
 from shortlist.data.stores.vectors import VectorReader, VectorWriter
 from shortlist.evaluation.measure import per_query
 from shortlist.index.dense import DenseSearch
@@ -32,7 +33,6 @@ from shortlist.math.diversity import unit_rows
 from shortlist.math.significance import holm, paired_t_test
 from shortlist.pipeline.feedback import FEEDBACKS, SearchedAgain
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.memory import MemoryCollection
 from shortlist.pipeline.spec import parse_description
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.records import Document, Hit, Qrels, Query

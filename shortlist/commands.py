@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert",
-        "make a collection of files; convert training data, clicks, vectors",
+        "make collections of files; convert training data, clicks, vectors",
         "triplets.jsonl --out work/triplets",
     ),
     "queries": Command(
@@ -49,6 +49,12 @@ COMMANDS = {
         "aspects",
         "have a language model divide queries into sub-queries",
         "--collection my-data --writer Qwen/Qwen3-4B --out work/aspects",
+    ),
+    "preferences": Command(
+        "preferences",
+        "mine which of two summaries a model should write",
+        "--run work/train.trec --collection my-data --writer Qwen/Qwen3-4B --reranker work/reranker "
+        "--out work/preferences.jsonl",
     ),
     "select": Command(
         "select",
@@ -189,7 +195,19 @@ COMMANDS = {
 
 GROUPS = {
     "Start here": ("demo", "index", "search", "ask", "evaluate"),
-    "Train": ("train", "average", "mine", "queries", "select", "prune", "mix", "functions", "init", "convert"),
+    "Train": (
+        "train",
+        "average",
+        "mine",
+        "queries",
+        "preferences",
+        "select",
+        "prune",
+        "mix",
+        "functions",
+        "init",
+        "convert",
+    ),
     "Search and rerank": (
         "encode",
         "rerank",

@@ -79,15 +79,15 @@ def _collections(sources: Any) -> list[str]:
 def _values(config: Any) -> Iterator[str]:
     for name, value in asdict(config).items():
         if name != "out":
-            values = _sources(value) or (value if isinstance(value, list | tuple) else [value])
-            yield from map(str, values)
+            yield from map(str, _leaves(value))
 
 
-def _sources(value: Any) -> list[Any]:
-    """Return the settings inside a mapping of sources, which a Config holds as JSON."""
-    if not (isinstance(value, str) and value.startswith("{")):
-        return []
-    return [inner for settings in json.loads(value).values() for inner in settings.values()]
+def _leaves(value: Any) -> list[Any]:
+    """Return the settings inside lists and mappings, some of them JSON in a Config."""
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    return [value] if values is None else [leaf for inner in values for leaf in _leaves(inner)]
 
 
 def _from(value: str, redone: Mapping[str, str]) -> str | None:

@@ -44,6 +44,7 @@ OUTPUTS = {
     "mine": "groups.jsonl",
     "convert": "",
     "queries": "",
+    "preferences": "preferences.jsonl",
     "aspects": "",
     "select": "",
     "prune": "groups.jsonl",

@@ -52,8 +52,9 @@ class Config(Sources):
     """Run file to write."""
     collection: str | None = None
     """Collection with the queries: folder, `irds:` or `hf:` name."""
-    pipeline: Path | None = None
-    """YAML file that describes all steps, rerankers included, in place of flags (docs/pipelines.md)."""
+    pipeline: str | Path | None = None
+    """YAML file that describes all steps, rerankers included, in place of flags (docs/pipelines.md); in a recipe also
+    what would be in it."""
     budget_ms: NotInJob[float | None] = None
     """With --costs: most milliseconds that a query is expected to take; the pipeline gets the best numbers within."""
     target_quality: NotInJob[float | None] = None

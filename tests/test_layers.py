@@ -39,6 +39,7 @@ LAYERS = [
         "follow",
         "mix",
         "pool",
+        "preferences",
         "prune",
         "queries",
         "rerank",

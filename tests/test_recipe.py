@@ -101,11 +101,12 @@ def test_a_recipe_runs_from_texts_to_results(once: Path):
     tested_elsewhere = {
         "queries",
         "aspects",
+        "preferences",
         "heads",
         "report",
         "follow",
         "mix",
-    }  # three need a language model, one writes its page anew each time, one needs metadata, one absolute paths
+    }  # four need a language model, one writes its page anew each time, one needs metadata, one absolute paths
     assert {step["stage"] for step in steps.values()} == OUTPUTS.keys() - tested_elsewhere
     for name, step in steps.items():
         assert (once / "out" / name / written_by(step["stage"], step)).exists()

@@ -111,7 +111,7 @@ def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     groups = write_groups(folder / "groups.jsonl.gz")
     given = {"dev": "test", "dl19": "test", "dl20": "test", "wikiqa-split": "test", "steps": "2"}
     given |= {"dims": "[32, 8]", "dims_weights": "[1, 0.5]", "short": "8", "lists": "train", "margin": "0"}
-    given |= {"few": "2", "many": "3", "train": "train"}
+    given |= {"few": "2", "many": "3", "train": "train", "words": "4", "queries": "8"}
     given |= {"max_malformed": "1", "negatives": "2", "depth": "3", "max_length": "1000", "top": "2", "offset": "near"}
     smaller = {"irds:": tiny.collection, "meta-llama/": tiny.llama, "Qwen/": tiny.llama, "hf:": groups}
     smaller |= {"data/": tiny.collection, "sentence-transformers/": tiny.retriever, "BAAI/": tiny.retriever}

@@ -146,6 +146,7 @@ class Generator:
         samples: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         allowed: AllowedIds | None = None,
         seconds: float | None = None,
     ) -> list[list[list[int]]]:
@@ -158,6 +159,7 @@ class Generator:
             samples: answers to each prompt.
             temperature: divides the logits before an id is drawn; 0 takes the best id.
             seed: seed of what is drawn. It depends on nothing but the prompt's number, the sample and the place.
+            numbers: the number of each prompt, all different (None: they are counted from 0).
             allowed: restricts what may follow. Where only one id may, it costs no forward pass of its own.
             seconds: time after which no more ids are generated.
 
@@ -167,10 +169,13 @@ class Generator:
         until = float("inf") if seconds is None else time.monotonic() + seconds
         choice = Choice(self.head, temperature=temperature, seed=seed, allowed=allowed, stop=frozenset(stop), most=most)
 
-        def work(numbers: list[int]) -> list[tuple[int, int, list[int]]]:
-            names = [(number, sample) for number in numbers for sample in range(samples)]
+        named = list(range(len(prompts)) if numbers is None else numbers)
+        places = {number: place for place, number in enumerate(named)}
+
+        def work(some: list[int]) -> list[tuple[int, int, list[int]]]:
+            names = [(named[place], sample) for place in some for sample in range(samples)]
             said = [choice.forced(name, []) for name in names]
-            whole = [[*prompts[number], *ids] for (number, _), ids in zip(names, said, strict=True)]
+            whole = [[*prompts[places[number]], *ids] for (number, _), ids in zip(names, said, strict=True)]
             answered = list(self._continue(whole, names, said, choice, until))
             give_back_memory()
             return answered
@@ -179,7 +184,7 @@ class Generator:
         together = self._continued_together([len(prompt) for prompt in prompts], most, samples)
         for part in on_cores_of_their_own(work, together) if runs_apart(self) else map(work, together):
             for number, sample, ids in part:
-                answers[number][sample] = ids
+                answers[places[number]][sample] = ids
         return answers
 
     def _continued_together(self, lengths: Sequence[int], most: int, samples: int) -> list[list[int]]:

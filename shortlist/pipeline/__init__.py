@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, final, get_args
 
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.exclusions import NO_EXCLUSIONS, Exclusions, without_excluded
+from shortlist.data.memory import MemoryCollection
 from shortlist.data.metadata import Metadata
 from shortlist.engine import Engine
 from shortlist.errors import UserError, in_python, unknown
 from shortlist.pipeline.budget import within_budget
 from shortlist.pipeline.flags import Sources, from_file_or_flags
 from shortlist.pipeline.loading import Opener
-from shortlist.pipeline.memory import MemoryCollection, documents_of_frame, memory_steps
+from shortlist.pipeline.memory import documents_of_frame, memory_steps
 from shortlist.pipeline.opening import open_steps, say_what_is_older
 from shortlist.pipeline.own import with_own_indexes
 from shortlist.pipeline.spec import Description

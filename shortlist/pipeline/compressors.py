@@ -1,7 +1,6 @@
 """Ways to shorten documents for later steps, as functions of their settings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Literal, Protocol, TypedDict, Unpack, runtime_checkable
 
@@ -17,8 +16,6 @@ from shortlist.text.prompts import Prompt, named_prompt
 
 EXTRACT_WORDS = 64
 """Most words of an extract, if nobody says another number."""
-TOKENS_A_WORD = 3
-"""Tokens that a model may write for each word it is asked for."""
 
 
 @runtime_checkable
@@ -82,7 +79,7 @@ def summary(*, words: int | None = None, **model: Unpack[LanguageModelSettings])
     if words is not None:
         if words < 1:
             raise UserError(f"`compress: summary` with words {words}; expected 1 or more.")
-        prompt = replace(prompt, most=words, most_tokens=TOKENS_A_WORD * words)
+        prompt = prompt.of_words(words)
     how = how_to_open(model)
     return Prepared(
         open=partial(late("pipeline.shortening", "open_summaries"), prompt=prompt, how=how),

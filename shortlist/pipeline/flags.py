@@ -176,7 +176,7 @@ def from_file_or_flags(
         raise UserError(f"--pipeline says what is searched; leave out {flags}, or write it down there.")
     if isinstance(pipeline, Mapping):
         return parse_description(pipeline, where="pipeline", collection=collection)
-    return read_description(Path(pipeline), collection=collection)
+    return read_description(pipeline, collection=collection)
 
 
 def _refuse_half(sources: Sources, over_vectors: Sequence[Path]) -> None:

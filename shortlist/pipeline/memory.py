@@ -1,19 +1,18 @@
-"""Collections and steps over documents in memory."""
+"""Steps over documents in memory."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import sha256
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
-from shortlist.data.lines import OnBad
+from shortlist.data.memory import MemoryCollection
 from shortlist.errors import UserError, unknown
 from shortlist.index.bm25 import BM25Index
 from shortlist.index.dense import DenseSearch
 from shortlist.math.fusion import FUSIONS
 from shortlist.pipeline.loading import finder_of
 from shortlist.pipeline.steps import STEPS, Step
-from shortlist.records import Document, Qrels, Query
+from shortlist.records import Document
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -27,52 +26,6 @@ if TYPE_CHECKING:
 
 VECTORS_AT_ONCE = 20_000
 """Vectors per shard."""
-
-
-@final
-class MemoryCollection:
-    """Documents in memory, without queries.
-
-    Raises:
-        UserError: there is no document, or an id occurs twice.
-    """
-
-    def __init__(self, documents: Sequence[Document]) -> None:
-        self.name = f"{len(documents):,} documents in memory"
-        self._documents = {document.doc_id: document for document in documents}
-        if not documents:
-            raise UserError("there are no documents; expected at least one text.")
-        if len(self._documents) < len(documents):
-            seen: set[str] = set()
-            twice = next(d.doc_id for d in documents if d.doc_id in seen or seen.add(d.doc_id))
-            raise UserError(f"document {twice!r} occurs twice; every id must occur once.")
-
-    def corpus(self, on_bad: OnBad | None = None, *, allow_empty: bool = True) -> Iterator[Document]:
-        yield from self._documents.values()
-
-    def num_docs(self) -> int:
-        return len(self._documents)
-
-    def documents(self, doc_ids: Iterable[str]) -> dict[str, Document]:
-        wanted = list(doc_ids)
-        if lacking := self.missing(wanted):
-            raise UserError(f"{self.name}: lack {len(lacking)} that are asked for, the first {lacking[0]!r}.")
-        return {doc_id: self._documents[doc_id] for doc_id in wanted}
-
-    def missing(self, doc_ids: Iterable[str]) -> list[str]:
-        return [doc_id for doc_id in doc_ids if doc_id not in self._documents]
-
-    def splits(self) -> list[str]:
-        return []
-
-    def queries(self, split: str, on_bad: OnBad | None = None) -> list[Query]:
-        raise UserError(f"{self.name}: have no queries, so no split {split!r}.")
-
-    def qrels(self, split: str) -> Qrels:
-        raise UserError(f"{self.name}: have no judgements, so no split {split!r}.")
-
-    def identity(self, *parts: str) -> str:
-        return f"sha256:{sha256(repr(list(self._documents.values())).encode()).hexdigest()}"
 
 
 def documents_of_frame(

@@ -96,6 +96,12 @@ class Counted:
             yield replies
 
 
+def text_in(answer: str) -> str | None:
+    """Return an answer's text on one line; None for a refusal or nothing."""
+    text = " ".join(said(answer).split()).strip('"“”')
+    return None if not any(map(str.isalnum, text)) or REFUSALS.match(text) else text
+
+
 @final
 class Writer:
     """Has a language model write texts, each once, and counts those that cannot be read.
@@ -113,8 +119,7 @@ class Writer:
         """Return the text about each question (None: nothing could be read)."""
         found: list[str | None] = [None] * len(asked)
         for place, answer in ask_each(self.model, asked, self.log, shared=self.shared):
-            text = " ".join(said(answer).split()).strip('"“”')
-            found[place] = None if not any(map(str.isalnum, text)) or REFUSALS.match(text) else text
+            found[place] = text_in(answer)
         unread = found.count(None)
         self.model.costs["malformed"] += unread
         if unread and not self._has_warned:

@@ -1,5 +1,6 @@
 """Descriptions of pipelines, read from YAML, with every field checked."""
 
+import json
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -58,16 +59,23 @@ class Description(NamedTuple):
     """With a budget or a target: costs.json of `shortlist tune`, which says what can be had for how much."""
 
 
-def read_description(path: Path, *, collection: str | None = None) -> Description:
+def read_description(path: str | Path, *, collection: str | None = None) -> Description:
     """Read the description in a YAML file.
 
     Args:
+        path: the file, or what would be in it as JSON, as steps of a recipe have it.
         collection: replaces the collection in the file.
 
     Raises:
         UserError: a field is missing, unknown, or does not fit.
     """
-    return parse_description(load_yaml(path), where=str(path), collection=collection)
+    if str(path).lstrip().startswith("{"):
+        try:
+            content = json.loads(str(path))
+        except json.JSONDecodeError as error:
+            raise UserError(f"pipeline {str(path)[:40]!r}...: is not JSON ({error}); expected a YAML file.") from None
+        return parse_description(content, where="pipeline", collection=collection)
+    return parse_description(load_yaml(Path(path)), where=str(path), collection=collection)
 
 
 def parse_description(content: Mapping[str, Any], *, where: str, collection: str | None = None) -> Description:

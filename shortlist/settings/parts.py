@@ -8,6 +8,8 @@ from shortlist.data.collections import Collection, FolderCollection, open_collec
 from shortlist.data.groups import GroupSource, groups_from_qrels, groups_from_run, open_groups, without_query
 from shortlist.data.lines import ignore
 from shortlist.data.manifest import identity
+from shortlist.data.memory import MemoryCollection
+from shortlist.data.preferences import PreferenceFile, read_preferences
 from shortlist.data.runs import open_run
 from shortlist.data.stored import StoredGroups
 from shortlist.errors import UserError
@@ -48,6 +50,8 @@ class OpenPart(NamedTuple):
     settings: SourceSettings
     collection: Collection
     source: GroupSource
+    preferences: PreferenceFile | None = None
+    """What a language model learns to write, in place of what it could learn about groups."""
 
 
 def source_parts(config: Config) -> list[SourcePart]:
@@ -73,6 +77,33 @@ def source_parts(config: Config) -> list[SourcePart]:
     return parts
 
 
+SUMMARY = "summary"
+"""The prompt of preferences whose file names none, as of `compress: summary`."""
+
+
+def preferred_part(config: Config) -> OpenPart:
+    """Read the preferences of a training, each as a group of its document alone.
+
+    Raises:
+        UserError: a file cannot be read, or was written with another prompt.
+    """
+    assert config.preferences is not None  # for the type checker
+    found = read_preferences(config.preferences)
+    name = config.prompt or found.asked.prompt or SUMMARY
+    for file in (found, read_preferences(config.heldout_preferences) if config.heldout_preferences else found):
+        prompt, words = file.asked
+        if prompt is not None and named_prompt(prompt).digest() != named_prompt(name).digest():
+            raise UserError(f"{file.path}: was written with the prompt {prompt}; add --prompt {prompt}.")
+        if words != found.asked.words:
+            raise UserError(f"{file.path}: was asked for other numbers of words than {found.path}; write it anew.")
+    ids = [str(number) for number in range(len(found.preferences))]
+    queries = {own: one.query._replace(query_id=own) for own, one in zip(ids, found.preferences, strict=True)}
+    documents = [one.document._replace(doc_id=own) for own, one in zip(ids, found.preferences, strict=True)]
+    source = GroupSource([Group(own, (own,), ()) for own in ids], queries, identity(config.preferences))
+    config = replace(config, prompt=name)
+    return OpenPart("", config, SourceSettings(collection=""), MemoryCollection(documents), source, found)
+
+
 def open_collections(parts: Sequence[SourcePart]) -> list[Collection]:
     """Open the collection of each source; sources of the same collection share it."""
     opened = {name: open_collection(name) for name in dict.fromkeys(part.settings.collection for part in parts)}
@@ -81,6 +112,8 @@ def open_collections(parts: Sequence[SourcePart]) -> list[Collection]:
 
 def open_parts(config: Config) -> list[OpenPart]:
     """Open the sources of a training, with their queries."""
+    if config.preferences:
+        return [preferred_part(config)]
     parts = source_parts(config)
     return [open_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
 

@@ -109,18 +109,41 @@ def parse_rewarded(config: Config) -> Rewarded | None:
     defaults = ANSWER_OPTIONS | own_options(name) if config.prompt else RANKING_OPTIONS
     options = defaults | read_options(where, name, rest, defaults)
     _check(where, options)
-    policy, _, rest = (config.policy or ("grpo" if config.prompt else "pg")).partition(",")
+    policy, given, chosen = _policy(config, POLICY_OPTIONS, "grpo" if config.prompt else "pg")
     said = f"--policy {config.policy}"
-    if policy not in POLICY_OPTIONS:
-        raise UserError(f"{said}: {unknown('policy', policy, POLICY_OPTIONS)}")
-    given = read_options(said, policy, rest, POLICY_OPTIONS[policy])
-    chosen = POLICY_OPTIONS[policy] | given
-    _check(said, chosen)
     updates = chosen.pop("updates", 1)
     if updates == 1 and (clip := next((option for option in given if option.startswith("clip")), None)):
         raise UserError(f"{said}: {clip} limits updates after the first one, and there is one; add updates=2, or more.")
     common = {option: options.pop(option, 0) for option in ("samples", "temperature", "tokens")}
     return Rewarded(reward=name, **common, options=options, policy=policy, updates=updates, policy_options=chosen)
+
+
+def _policy(
+    config: Config, known: Mapping[str, Mapping[str, Any]], default: str
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Parse `--policy`: its name, the options given, and all options.
+
+    Raises:
+        UserError: an unknown name or option, or a value out of range.
+    """
+    policy, _, rest = (config.policy or default).partition(",")
+    said = f"--policy {config.policy}"
+    if policy not in known:
+        raise UserError(f"{said}: {unknown('policy', policy, known)}")
+    given = read_options(said, policy, rest, known[policy])
+    chosen = {**known[policy], **given}
+    _check(said, chosen)
+    return policy, given, chosen
+
+
+def orpo_options(config: Config) -> dict[str, Any]:
+    """Return the options of `--policy orpo`, by which preferences are learned.
+
+    Raises:
+        UserError: another policy is named, or an option does not fit.
+    """
+    known = {"orpo": {name: value for name, value in POLICY_OPTIONS["orpo"].items() if name != "updates"}}
+    return _policy(config, known, "orpo")[2]
 
 
 def own_options(name: str) -> dict[str, Any]:
@@ -147,6 +170,9 @@ def check_reward(config: Config) -> None:
     Raises:
         UserError: there is no such reward or policy, or it does not fit the rest.
     """
+    if config.preferences:
+        orpo_options(config)
+        return
     if config.reward is None:
         if config.policy is not None:
             raise UserError("--policy: says how rewards are learned from; add --reward, or leave it out.")

@@ -10,7 +10,7 @@ import tyro
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options
 from shortlist.errors import UserError, unknown
-from shortlist.models.adapter_settings import parse_adapter
+from shortlist.models.adapter_settings import ADAPTERS, parse_adapter
 from shortlist.models.kinds import named_kind
 from shortlist.settings.sparsity import parse_regulariser
 from shortlist.text.contract import PER_TOKEN, named_contract
@@ -27,7 +27,7 @@ QUERY_TERMS = {"model": "", "tokens": "tokens", "binary": "lookup", "idf": "look
 """What --query-terms may name, besides a file, and what it is in a contract."""
 SCORING_OPTIONS: dict[str, dict[str, int]] = {"maxsim": {}, "xtr": {"k": 256}}
 """What --scoring may name, with its options and their defaults."""
-LANGUAGE_MODELS = ("attention_stop", "corruption", "layer", "offset")
+LANGUAGE_MODELS = ("attention_stop", "corruption", "layer", "offset", "preferences", "heldout_preferences")
 """Settings of language models alone."""
 
 RANKERS = (
@@ -39,6 +39,11 @@ WITH_PROMPT = ("loss", "temperature", "negatives")
 """Those of them that do where it is asked with a prompt."""
 HELDOUT = ("heldout_split", "heldout_collection")
 """Those of them that do where its answers are rewarded."""
+OF_GROUPS = (
+    *("collection", "groups", "sources", "negatives_from", "split", "positives_from", "skip_missing", "refresh_steps"),
+    *("reward", "attention_stop", "corruption", "layer", "offset"),
+)
+"""Settings that say nothing about preferences."""
 TRAINABLE: dict[Asks, str] = {
     "order": "all documents in order",
     "top": "the best few",
@@ -178,8 +183,11 @@ class Config:
     (Rank-R1), list (ERank), group (GroupRank), exclusion (IRanker) and binary (ProRank) the answers of a language
     model, to a prompt of their own if --prompt names none. A --loss beside rankings, such as anchor=0.1, is added."""
     policy: str | None = None
-    """What rewards are learned by: a name and options, such as grpo,kl=0.01,updates=2. Names: pg, grpo, dr-grpo, dapo,
-    dpo (None: pg for rankings, grpo for answers)."""
+    """What rewards or preferences are learned by: a name and options, such as grpo,kl=0.01,updates=2. Names: pg, grpo,
+    dr-grpo, dapo, dpo, orpo (None: pg for rankings, grpo for answers; orpo, the only one, for --preferences)."""
+    preferences: Path | None = None
+    """Language model: learn which of two texts to write about a document, from this file of `shortlist preferences` and
+    by --policy orpo. It has the texts, so there is no --collection. --prompt is the one that they were written to."""
     layer: int | None = None
     """Language model, with --prompt blockrank: layer whose attention ranks the documents, from 0, for losses of
     rankings (None: five eighths of all, 20 of 32)."""
@@ -239,6 +247,8 @@ class Config:
     """Split to measure MRR@10 on while training; the best model is then saved instead of the last."""
     heldout_collection: str | None = None
     """Collection of that split (None: --collection, or the first of --sources)."""
+    heldout_preferences: Path | None = None
+    """File of preferences whose loss is measured while training on --preferences; the best model is then saved."""
     heldout_steps: int = 100
     """Steps between held-out measurements; the last step is always measured."""
     heldout_queries: int = 100
@@ -263,6 +273,7 @@ def check(config: Config) -> None:
         UserError: a setting is out of range, names something unknown, or contradicts another.
     """
     _check_ranges(config)
+    _check_preferences(config)
     _check_dims(config.dims, config.dims_weights)
     _check_above_zero(config)
     _check_kind(config)
@@ -306,7 +317,8 @@ def _check_kind(config: Config) -> None:
         UserError: a setting that the kind does not have, or a corruption that is no probability.
     """
     if named_kind(config.kind).role == "language-model":
-        known = (*(WITH_PROMPT if config.prompt else ()), *(HELDOUT if config.reward else ()))
+        asks = config.prompt and not config.preferences
+        known = (*(WITH_PROMPT if asks else ()), *(HELDOUT if config.reward else ()))
         for name in RANKERS:
             if getattr(config, name) != getattr(Config, name) and name not in known:
                 raise UserError(f"{flag_of(name)}: says nothing about a language model; leave it out.")
@@ -396,6 +408,12 @@ def check_prompt(config: Config) -> None:
     Raises:
         UserError: there is no such prompt, or it does not fit.
     """
+    if config.preferences:
+        if config.prompt and (prompt := named_prompt(config.prompt)).asks != "text":
+            raise UserError(
+                f"--prompt {prompt.name}: preferences are between texts; take summary, or another for them."
+            )
+        return
     if config.prompt is None:
         if config.prompt_loss != Config.prompt_loss:
             raise UserError("--prompt-loss: there is no prompt whose vector ranks documents; add --prompt.")
@@ -555,7 +573,32 @@ def _check_dims(dims: Sequence[int], weights: Sequence[float]) -> None:
         raise UserError(f"--dims-weights has {bad[0]}; expected more than 0.")
 
 
+def _check_preferences(config: Config) -> None:
+    """Refuse what does not go together with preferences.
+
+    Raises:
+        UserError: there is no such file, or a setting says nothing about preferences.
+    """
+    if config.preferences is None:
+        if config.heldout_preferences is not None:
+            raise UserError("--heldout-preferences: is measured while training on --preferences; add them.")
+        return
+    if named_kind(config.kind).role != "language-model":
+        raise UserError(f"--preferences: are learned by a language model, and not by a {config.kind}.")
+    for name in OF_GROUPS:
+        if getattr(config, name) != getattr(Config, name):
+            raise UserError(f"{flag_of(name)}: says nothing about --preferences; leave out one of the two.")
+    for name in ("preferences", "heldout_preferences"):
+        path = getattr(config, name)
+        if path is not None and not path.is_file():
+            raise UserError(f"{flag_of(name)} {path}: no such file; `shortlist preferences` writes one.")
+    if config.adapter and not ADAPTERS[kind := parse_adapter(config.adapter).kind].merges:
+        raise UserError(f"--adapter {kind}: a model that writes is loaded with its adapter merged; take lora.")
+
+
 def _check_where_groups_are(config: Config) -> None:
+    if config.preferences:
+        return
     if config.sources:
         for name in ("collection", "groups"):
             if getattr(config, name) is not None:

@@ -35,7 +35,7 @@ def check_first(config: Config) -> None:
     check_feedback(config)
     if config.feedback is not None and not config.feedback.exists():
         raise UserError(f"--feedback {config.feedback}: no such file; expected a run over the training queries.")
-    for part in source_parts(config):
+    for part in () if config.preferences else source_parts(config):
         check_collection(part.settings.collection)
         groups = str(part.config.groups or "")
         if groups and not groups.startswith("hf:") and not Path(groups).exists():
@@ -80,13 +80,16 @@ def job_of(config: Config, backbone: ModelFolder, parts: Sequence[OpenPart]) -> 
     written = f"{CHECKPOINTS}/step-*"
     aside = [LOG, DRAWING, f"{EVENTS}/events*", written]
     reads = [backbone.whole.path, *([guide.whole.path] if guide else [])]
-    reads += [config.feedback] if config.feedback else []
+    reads += [path for path in (config.feedback, config.preferences, config.heldout_preferences) if path]
     reads += [Path(place) for place in places if place and Path(place).exists()]
     return JobSpec("train", inputs, folder=True, parts=written, aside=aside, reads=reads)
 
 
 def _identities(part: OpenPart) -> dict[str, str]:
     """Return the identities of what a source reads."""
+    if part.preferences:
+        held = part.config.heldout_preferences
+        return {"preferences": part.source.identity} | ({"heldout_preferences": identity(held)} if held else {})
     judgements = {"judgements": part.collection.identity(f"qrels/{part.config.split}")} if part.source.judged else {}
     return {
         "collection": part.collection.identity("corpus", *(() if views_alone(part.config) else ("queries",))),

@@ -66,6 +66,10 @@ class Limit(NamedTuple):
     unit: str
 
 
+TOKENS_A_WORD = 3
+"""Tokens that a model may write for each word it is asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """A prompt: what is asked, in which words, and how the answer is read."""
@@ -192,6 +196,10 @@ class Prompt:
         if self.asks in ("order", "top"):
             return self.answer_whole.format(answers=self.answers_between.join(named))
         return named[-1 if self.asks == "worst" else 0]
+
+    def of_words(self, most: int) -> "Prompt":
+        """Return the prompt that asks for a text of at most this many words."""
+        return replace(self, most=most, most_tokens=TOKENS_A_WORD * most)
 
     def shown_at_once(self) -> int:
         """Return the number of documents to show at once, if nobody says another one."""

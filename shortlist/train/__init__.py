@@ -14,6 +14,7 @@ from shortlist.data.claims import claim_output
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.groups import asked_by, negative_counts
 from shortlist.data.jobs import Job, start_job
+from shortlist.data.preferences import read_preferences
 from shortlist.errors import UserError
 from shortlist.math.sampling import shortfall
 from shortlist.models.folder import ModelFolder, open_folder
@@ -22,11 +23,11 @@ from shortlist.models.run import Model
 from shortlist.models.save import Trainable, save_model
 from shortlist.progress import say
 from shortlist.settings.parts import OpenPart, settled
-from shortlist.settings.reward import parse_rewarded, with_reward
+from shortlist.settings.reward import orpo_options, parse_rewarded, with_reward
 from shortlist.settings.train import Config, views_alone
 from shortlist.settings.train_job import job_of, with_names
 from shortlist.text.contract import Form
-from shortlist.train.asking import asking_example, make_askings
+from shortlist.train.asking import asking_example, make_askings, preferring
 from shortlist.train.build import adapted_model, build_model, collect_parts
 from shortlist.train.feedback import Revisions, frozen_documents, make_revisions
 from shortlist.train.forecast import foresee_training
@@ -34,11 +35,12 @@ from shortlist.train.gather import ALONE, World, in_turn, meet, on_any, own_devi
 from shortlist.train.guide import Guide, guide_of
 from shortlist.train.heldout import EVALUATIONS, draw_heldout
 from shortlist.train.layers import LayerSampling, hold_back, parse_sampling
-from shortlist.train.log import MEASURE, REWARD, Record, TrainingLog, draw_loss, read_log
+from shortlist.train.log import HELDOUT_LOSS, MEASURE, REWARD, Record, TrainingLog, draw_loss, read_log
 from shortlist.train.loop import TOKENS, fit
 from shortlist.train.mixture import Mixture, Renewed, inputs_of
 from shortlist.train.objectives import make_example
 from shortlist.train.optimizers import check_available, new_optimizer, parse_optimizer
+from shortlist.train.preferred import Preferring
 from shortlist.train.prompted import make_prompted
 from shortlist.train.refresh import NEGATIVES, Refresh, read_renewed, renew_negatives, renewed_json
 from shortlist.train.resume import (
@@ -85,7 +87,7 @@ def run(config: Config) -> None:
         empty, _ = adapted_model(
             config, backbone, steps=mixture.steps, empty=True, attention=config.attention
         )  # refuses what does not fit together
-        make_askings(config, parts, empty)
+        check_askings(config, make_askings(config, parts, empty), empty)
         make_prompted(config, parts, empty)
         revisions = make_revisions(config, parts[0], empty.inputs)
         if config.layers_sampled:
@@ -114,6 +116,19 @@ def run(config: Config) -> None:
             if config.keep == 1:
                 with claim_output(config.out, folder=True, stage="train"):
                     drop_checkpoints(config.out)
+
+
+def check_askings(config: Config, askings: Sequence[Any], model: Trainable) -> None:
+    """Refuse preferences, held-out ones too, that the model cannot read whole.
+
+    Raises:
+        UserError: one is too long.
+    """
+    askings = [asking for asking in askings if isinstance(asking, Preferring)]
+    if config.heldout_preferences:
+        askings.append(preferring(config, read_preferences(config.heldout_preferences), model))
+    for asking in askings:
+        asking.check()
 
 
 def _check_processes(config: Config, world: World) -> None:
@@ -192,8 +207,8 @@ def train(
             model.train()
             write({"step": state.step, evaluation.key: round(score, 6)})
             say(f"step {state.step}: held-out {evaluation.name} {score:.4f}")
-            if score > state.best_score:
-                state = state._replace(best_step=state.step, best_score=score)
+            if evaluation.sign * score > state.best_score:
+                state = state._replace(best_step=state.step, best_score=evaluation.sign * score)
         if state.step == state.best_step or (state.step % config.checkpoint_steps == 0 and state.step < steps):
             texts = {NEGATIVES: renewed_json(renewed)} if renewed else {}
             texts |= sparsity.texts() if sparsity else {}
@@ -255,6 +270,8 @@ def _counts(mixture: Mixture) -> dict[str, Any]:
     parts = mixture.parts
     short = [shortfall(negative_counts(part.source.groups), part.config.negatives) for part in parts]
     terms = {part.name: {t.name: {"weight": t.weight, **t.parameters} for t in losses(part.config)} for part in parts}
+    if parts[0].preferences:
+        terms = {name: {"orpo": orpo_options(parts[0].config)} for name in terms}
     if rewarded := parse_rewarded(parts[0].config):
         terms = {name: found | {"reward": rewarded._asdict()} for name, found in terms.items()}
     each = {name: found | {"losses": terms[name]} for name, found in mixture.results().items()}
@@ -354,10 +371,15 @@ class Measuring(NamedTuple):
     name: str
     score: Callable[..., float]
     """Computes it: `score(model, token_budget=..., bf16=..., world=...)`."""
+    sign: int = 1
+    """1 where higher is better, -1 where lower is."""
 
 
 def _evaluation(config: Config, parts: Sequence[OpenPart], model: Trainable) -> Measuring | None:
     """Prepare the held-out measure, with the prompts of the source whose collection it is on."""
+    if config.heldout_preferences:
+        asking = preferring(config, read_preferences(config.heldout_preferences), model)
+        return Measuring(HELDOUT_LOSS, "loss", asking.loss, sign=-1)
     if config.heldout_split is None:
         return None
     collection = heldout_collection(config, parts)
@@ -394,6 +416,7 @@ def _results(out: Path) -> Record:
     """Read the last step's measurements and the best held-out one from the log."""
     records = read_log(out)
     training = [record for record in records if "loss" in record]
-    key = REWARD if any(REWARD in record for record in records) else MEASURE
-    best: Record = max((r for r in records if key in r), key=lambda record: record[key], default={})
+    key = next((key for key in (REWARD, HELDOUT_LOSS) if any(key in record for record in records)), MEASURE)
+    sign = -1 if key == HELDOUT_LOSS else 1
+    best: Record = max((r for r in records if key in r), key=lambda record: sign * record[key], default={})
     return {**training[-1], **({"best_step": best["step"], key: best[key]} if best else {})}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shortlist.data.groups import negative_counts
+from shortlist.data.preferences import PreferenceFile
 from shortlist.errors import UserError
 from shortlist.math.blocks import BLOCK_LENGTH, usual_layer
 from shortlist.math.losses.answers import Likelihoods
@@ -22,8 +23,8 @@ from shortlist.models.outputs import Rows, split
 from shortlist.models.save import Trainable
 from shortlist.records import Document, Query
 from shortlist.rerankers.language import LONGEST_PROMPT
-from shortlist.settings.parts import OpenPart
-from shortlist.settings.reward import parse_rewarded
+from shortlist.settings.parts import SUMMARY, OpenPart
+from shortlist.settings.reward import orpo_options, parse_rewarded
 from shortlist.settings.train import Config
 from shortlist.text.conversations import end_of_answer
 from shortlist.text.prompts import Prompt, named_prompt
@@ -32,6 +33,7 @@ from shortlist.train.block_asking import BlockAsking
 from shortlist.train.examples import Batch
 from shortlist.train.losses import Term, needs, total_loss
 from shortlist.train.objectives import Learn, accuracy, known_groups
+from shortlist.train.preferred import Preferring
 from shortlist.train.rollout import Sampler
 from shortlist.train.settings import losses
 from shortlist.train.steps import Example, Outcome
@@ -156,7 +158,21 @@ def longest_prompt(config: Any, max_length: int | None) -> int:
     return max_length or getattr(config, "max_position_embeddings", None) or LONGEST_PROMPT
 
 
-def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) -> list[Asking | BlockAsking | Sampler]:
+def preferring(config: Config, file: PreferenceFile, model: Trainable) -> Preferring:
+    """Prepare the prompt of preferences, the one of `compress: summary`.
+
+    Raises:
+        UserError: as for `Preferring`.
+    """
+    prompt = named_prompt(config.prompt or SUMMARY)
+    prompt = prompt if file.asked.words is None else prompt.of_words(file.asked.words)
+    longest = longest_prompt(model.backbone.config, config.max_length)
+    return Preferring(prompt, model.inputs.tokenizer, file, orpo_options(config), longest=longest)
+
+
+def make_askings(
+    config: Config, parts: Sequence[OpenPart], model: Trainable
+) -> list[Asking | BlockAsking | Sampler | Preferring]:
     """Prepare the prompt for each source of a language model's training; empty without a prompt.
 
     Raises:
@@ -164,6 +180,8 @@ def make_askings(config: Config, parts: Sequence[OpenPart], model: Trainable) ->
     """
     if config.prompt is None or config.kind == "retriever":
         return []
+    if config.preferences:
+        return [preferring(config, part.preferences, model) for part in parts if part.preferences]
     for part in parts:
         for name in ("queries_prompt", "documents_prompt", "instruction"):
             if getattr(part.settings, name):
@@ -201,13 +219,19 @@ def _asking(config: Config, prompt: Prompt, model: Trainable, num_docs: int) -> 
 
 
 def asking_example(
-    asking: Asking | BlockAsking | Sampler, batch: Batch, terms: Sequence[Term], *, rng: np.random.Generator
+    asking: Asking | BlockAsking | Sampler | Preferring,
+    batch: Batch,
+    terms: Sequence[Term],
+    *,
+    rng: np.random.Generator,
 ) -> Example:
     """Prepare a batch of questions for a training step.
 
     Args:
         rng: draws the order in which documents are shown.
     """
+    if isinstance(asking, Preferring):
+        return asking.example(batch)
     if isinstance(asking, Sampler):
         return asking.example(batch, rng=rng)
     written = asking.write(batch, rng=rng)

@@ -25,6 +25,7 @@ from shortlist.settings.parts import (
     SourcePart,
     open_collections,
     open_part,
+    preferred_part,
     ranks_groups,
     source_parts,
 )
@@ -44,6 +45,8 @@ from shortlist.train.sparsity import make_lookup
 
 def collect_parts(config: Config) -> list[OpenPart]:
     """Collect the groups of all sources, with their queries and negatives, and check them."""
+    if config.preferences:
+        return [preferred_part(config)]
     parts = source_parts(config)
     return [collect_part(*pair) for pair in zip(parts, open_collections(parts), strict=True)]
 
@@ -185,7 +188,7 @@ def _loaded(config: Config, backbone: ModelFolder, **loading: Any) -> Trainable:
     loading |= {} if config.dim is None else {"dim": config.dim}
     if config.query_terms and QUERY_TERMS.get(config.query_terms, "lookup") == "lookup":
         loading["lookup"] = partial(_lookup, config)
-    loading |= {"generates": True} if config.reward and config.prompt else {}
+    loading |= {"generates": True} if (config.reward and config.prompt) or config.preferences else {}
     to_train = named_kind(config.kind).to_train
     assert to_train is not None  # `named_kind` ensures it; for the type checker
     model = to_train(backbone, contract, seed=config.seed, adjust=adjusted, **loading)

@@ -34,6 +34,7 @@ from shortlist.train.memory import Memory, Pass, step_memory
 from shortlist.train.mixture import Mixture, inputs_of, merges
 from shortlist.train.objectives import OBJECTIVES
 from shortlist.train.optimizers import parse_optimizer
+from shortlist.train.preferred import Preferring
 from shortlist.train.prompted import Prompted, make_prompted
 from shortlist.train.rollout import Sampler
 from shortlist.train.settings import compares
@@ -121,7 +122,7 @@ def forecast(
     device: torch.device | None = None,
     kept: int = 0,
     change: Callable[[Batch], Batch] | None = None,
-    asking: Asking | BlockAsking | Sampler | None = None,
+    asking: Asking | BlockAsking | Sampler | Preferring | None = None,
     prompted: Prompted | None = None,
     revisions: Revisions | None = None,
     **precision: Any,
@@ -299,7 +300,7 @@ def _measure(kind: str, model: Trainable, prompted: Prompted | None, batch: Batc
     return _Texts(len(batch.queries), uncut, cut)
 
 
-def _measure_prompts(asking: Asking | BlockAsking | Sampler, batch: Batch) -> _Texts:
+def _measure_prompts(asking: Asking | BlockAsking | Sampler | Preferring, batch: Batch) -> _Texts:
     uncut, cut = (
         [len(one.token_ids) for one in each.write(batch, rng=np.random.default_rng(0))]
         for each in (asking.uncut, asking)

@@ -14,8 +14,11 @@ from shortlist.errors import UserError
 from shortlist.math.smoothing import running_mean
 from shortlist.settings.train import DRAWING, EVENTS, LOG
 
-MEASURE, REWARD = "mrr@10", "heldout_reward"
-"""Keys of the measurement in held-out records: rewards for answers that are rewarded. Other records hold a `loss`."""
+MEASURE, REWARD, HELDOUT_LOSS = "mrr@10", "heldout_reward", "heldout_loss"
+"""Keys of the measurement in held-out records: rewards for answers that are rewarded, the loss of preferences. Other
+records hold a `loss`."""
+HELDOUT_NAMES = {MEASURE: "held-out MRR@10", REWARD: "held-out reward", HELDOUT_LOSS: "held-out loss"}
+"""What they are called in a drawing."""
 
 Record = dict[str, int | float]
 """The measurements of a step, by name; `step` counts from 1."""
@@ -89,7 +92,7 @@ def _record(path: Path, number: int, line: str) -> Record:
 def draw_loss(folder: Path) -> Path:
     """Draw the training log of a folder into its `loss.svg`.
 
-    The drawing has the loss of every step, its running mean, and the held-out MRR@10 or reward.
+    The drawing has the loss of every step, its running mean, and the held-out MRR@10, reward or loss.
     """
     records = read_log(folder)
     write_svg(folder / DRAWING, partial(draw_records, records))
@@ -113,7 +116,7 @@ def draw_records(records: list[Record], figure: Any) -> None:
     if heldout:
         right = axes.twinx()
         right.spines["right"].set_visible(True)
-        key, name = (MEASURE, "held-out MRR@10") if MEASURE in heldout[0] else (REWARD, "held-out reward")
+        key, name = next((key, name) for key, name in HELDOUT_NAMES.items() if key in heldout[0])
         right.set(ylabel=name, **({"ylim": (0, 1)} if key == MEASURE else {}))
         points = [record["step"] for record in heldout], [record[key] for record in heldout]
         lines += right.plot(*points, color="#d94801", marker="o", markersize=3, label=name)

@@ -85,12 +85,12 @@ def losses(config: Config) -> list[Term]:
 
     A language model without a prompt has none, as it ranks nothing; with one, the default is to learn its answers.
 
-    With a reward there are none unless some are named.
+    With a reward there are none unless some are named, and none of groups with preferences.
 
     Raises:
         UserError: `--loss` does not fit.
     """
-    if config.reward and config.loss == Config.loss:
+    if config.preferences or (config.reward and config.loss == Config.loss):
         return []
     asked = named_kind(config.kind).role == "language-model"
     if asked and not config.prompt:

@@ -11,11 +11,11 @@ from tiny import DOCUMENTS, QUERIES, Tiny, write_collection
 from shortlist import Pipeline, ask, index, search
 from shortlist.cli import main
 from shortlist.data.formats import write_corpus, write_qrels
+from shortlist.data.memory import MemoryCollection
 from shortlist.data.runs import read_run
 from shortlist.data.where import WhereError
 from shortlist.errors import UserError
 from shortlist.pipeline import BY_DOCUMENT
-from shortlist.pipeline.memory import MemoryCollection
 from shortlist.pipeline.steps import STEPS, Step
 from shortlist.pipeline.wholes import best_chunks
 from shortlist.records import Document, Hit, Query

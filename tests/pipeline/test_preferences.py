@@ -1,6 +1,5 @@
 """Preferences between summaries, mined with a reranker."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +9,9 @@ import numpy as np
 import pytest
 from tiny import DOCUMENTS, QUERIES
 
+from shortlist.data.preferences import Preference
 from shortlist.models.folder import open_folder
-from shortlist.pipeline.preferences import (
-    Preference,
-    choose_pair,
-    mine_preferences,
-    sampled_by,
-    write_preferences,
-)
+from shortlist.pipeline.preferences import Sampled, Samples, choose_pair, preferred, ranks_of, read_samples
 from shortlist.records import Document, Query
 from shortlist.rerankers import Candidates
 from shortlist.rerankers.opening import open_language_model
@@ -47,27 +41,55 @@ def test_the_shortest_right_one_is_chosen_and_the_longest_wrong_one_rejected(
     assert choose_pair(lengths, is_right) == pair
 
 
-def test_a_summary_is_right_if_its_document_is_still_ranked_first(tmp_path: Path):
-    documents = [Document("1", "otter x"), Document("2", "otter otter otter"), Document("3", "goat")]
-    written = ["otter otter", "otter", "otter otter and more", "nothing at all of it", "", "otter"]
-    lists = [(Candidates(Query("q", "otter"), documents), 1), (Candidates(Query("r", "lamp"), documents), 2)]
-    asked: list[Any] = []
-
-    def write(questions: Any) -> list[list[str]]:
-        asked.extend(questions)
-        return [written]
-
-    found = list(mine_preferences(lists[:1], write, Counts()))
-    assert found == [Preference(lists[0][0].query, documents[1], "otter", "nothing at all of it")]
-    assert asked == [(lists[0][0].query, [documents[1]])]
-    assert write_preferences(tmp_path / "pairs.jsonl", found) == 1
-    line = json.loads((tmp_path / "pairs.jsonl").read_text())
-    assert (line["doc_id"], line["chosen"], line["rejected"]) == ("2", "otter", "nothing at all of it")
+CANDIDATES = Candidates(
+    Query("q", "otter"), [Document("1", "otter x"), Document("2", "otter otter otter"), Document("3", "goat")]
+)
 
 
-def test_summaries_are_sampled_from_a_language_model(language_model: Path):
+def sampled(*texts: str) -> Sampled:
+    return Sampled(CANDIDATES, 1, [*texts])
+
+
+def test_a_summary_is_ranked_in_the_place_of_its_document():
+    one, other = sampled("otter otter", "otter", "none"), Sampled(CANDIDATES, 2, ["otter otter otter otter"])
+    assert ranks_of(Counts(), [one, sampled(), other]) == [[0, 0, 2 - 1], [], [0]]
+
+
+def test_a_summary_that_the_reranker_does_not_look_at_is_behind_all_others():
+    class Blind(Counts):
+        def score(self, query: Query, documents: Sequence[Document]) -> Any:
+            return np.full(len(documents), np.nan)
+
+    assert ranks_of(Blind(), [sampled("otter")]) == [[2]]
+
+
+def test_the_shortest_summary_is_preferred_with_which_its_document_is_still_first():
+    texts = ["otter otter", "otter", "nothing of", "nothing at all of it"]
+    found: Any = preferred(sampled(*texts), [0, 0, 1, 1])
+    assert found == Preference(CANDIDATES.query, CANDIDATES.documents[1], "otter", "nothing at all of it")
+    assert preferred(sampled(*texts), [1, 1, 1, 2]) == "no_right"
+    assert preferred(sampled(*texts), [1, 1, 1, 2], top=2) == found
+    assert preferred(sampled("otter"), [0]) == "equal"
+    assert preferred(sampled(), []) == "unread"
+    assert preferred(sampled("otter otter and more", "otter"), [0, 1]) == "no_right"  # no shorter than its document
+
+
+def test_samples_are_read_as_a_pipeline_reads_summaries():
+    answer = {"samples": ['"Otters  swim."', "I cannot do this", "...", "Otters swim.", "<think>x</think>\nGoats"]}
+    assert read_samples(answer) == ["Otters swim.", "Goats"]
+
+
+def test_what_is_sampled_of_a_document_does_not_depend_on_the_others(language_model: Path):
     folder, prompt = open_folder(str(language_model)), replace(named_prompt("summary-alone"), most_tokens=8)
     model, _ = open_language_model(prompt=prompt, reads="text", folder=folder, max_length=400)
-    [samples, others] = sampled_by(model, samples=3)([(QUERIES[0], [DOCUMENTS[0]]), (QUERIES[1], [DOCUMENTS[1]])])  # type: ignore[arg-type]
-    assert len(samples) == len(others) == 3
-    assert len({*samples}) > 1
+    several = Samples(model, samples=3)  # type: ignore[arg-type]
+    asked = [(QUERIES[number], [DOCUMENTS[number]]) for number in range(2)]
+    answers: dict[int, Any] = {number: reply for part in several.replies(asked) for number, reply in part.items()}
+    [alone] = several.replies(asked[1:])
+    assert alone[0] == answers[1]
+    assert all(len({*answers[number].answer["samples"]}) == 3 for number in range(2))
+    assert answers[0].answer != answers[1].answer
+    assert 3 <= answers[0].answer_tokens <= 24
+    [other] = Samples(model, samples=3, seed=1).replies(asked[1:])  # type: ignore[arg-type]
+    assert other[0].answer != answers[1].answer
+    assert several.keys(asked) != Samples(model, samples=3, seed=1).keys(asked)  # type: ignore[arg-type]
