@@ -273,7 +273,7 @@ def check_scored_by(folder: Path, prepared: Prepared, name: str) -> None:
 
 
 class SearchSpace(NamedTuple):
-    """What is known of the documents before a query's own scores."""
+    """The documents, and what tells which of them to read."""
 
     doc_ids: Sequence[str]
     promises: Callable[[Sequence[Query]], list[Promise]]
@@ -305,13 +305,13 @@ def space_by_ridge(scores: CurIndex | None, near: NearDocuments | None) -> Searc
 
 
 def space_by_inverse(scores: CurIndex, anchors: int) -> SearchSpace:
-    """Approximate scores by those of anchor queries, after some documents that are read for every query."""
+    """Approximate scores by anchor queries, after some documents that are read for all."""
     promise = promise_by_inverse(scores.scores)
     return SearchSpace(scores.doc_ids, lambda queries: [promise] * len(queries), scores.anchors(anchors))
 
 
 def space_by_nearest(near: NearDocuments, share: float) -> SearchSpace:
-    """Approximate scores by vectors, of which the query's own has this share."""
+    """Approximate scores by vectors, where the query's own has a share."""
 
     def promises(queries: Sequence[Query]) -> list[Promise]:
         return [promise_by_inverse(near.items, Prior(own, share)) for own in near.encode(queries)]

@@ -1,4 +1,4 @@
-"""A reranker's scores for all documents, approximated from its scores for a few of them by a pseudo-inverse.
+"""A reranker's scores for all documents, from a few of them by a pseudo-inverse.
 
 Scores of many queries for the same items are nearly a matrix of low rank. So the scores of a new query for all items
 follow from its scores for some, by the scores of other queries, the anchors (ANNCUR, https://arxiv.org/abs/2210.12579;

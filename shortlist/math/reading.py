@@ -1,4 +1,4 @@
-"""Reading some of many items in rounds: each round reads those that the scores so far promise most of."""
+"""Reading of a few items in rounds, each guided by the scores so far."""
 
 from collections.abc import Callable, Generator
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A reranker's scores for all documents, expected from its scores for a few of them by a Gaussian model.
+"""A reranker's scores for all documents, from a few of them by a Gaussian model.
 
 The score of a query for an item is the item's mean over other queries, the anchors, and a part that is normally
 distributed: a level of the query, a multiple of the query's own product with the item's vector, a sum of the anchor
@@ -18,9 +18,9 @@ from shortlist.math.reading import Promise
 
 OF_VECTORS = 0.5
 """Part of the scores' variance around the items' means that vectors explain before anything is read, beside anchors."""
-OWN = 0.6
+SLOPE = 0.6
 """Deviations by which a score is expected to rise with a deviation of the query's own product."""
-OWN_VARIANCE = 0.3
+SLOPE_VARIANCE = 0.3
 """Variance of that slope, as a part of its square."""
 NOISE = 1.0
 """Variance of the noise, as a part of the scores' variance around the items' means."""
@@ -28,7 +28,7 @@ FREE_LEVEL = 100.0
 """Variance of a query's level without anchors, as a part of the variance of its scores."""
 
 
-class Columns(NamedTuple):
+class CentredColumns(NamedTuple):
     """A column for each item, apart from what its place and its row say alone."""
 
     values: Float[np.ndarray, "dim items"]
@@ -40,7 +40,7 @@ class Columns(NamedTuple):
     """Mean square of what is left."""
 
     @classmethod
-    def about(cls, values: Float[np.ndarray, "dim items"], mean: Float[np.ndarray, " items"]) -> "Columns":
+    def about(cls, values: Float[np.ndarray, "dim items"], mean: Float[np.ndarray, " items"]) -> "CentredColumns":
         """Leave out these means, and the level of each row around them."""
         levels = values.mean(1, dtype=np.float64) - mean.mean()
         squares = [((row - mean - level) ** 2).mean() for row, level in zip(values, levels, strict=True)]
@@ -60,7 +60,7 @@ class Columns(NamedTuple):
 
 
 class Expectation:
-    """What scores are expected of items.
+    """The scores that are expected of items.
 
     Args:
         scores: of anchor queries for all items (None: there are only vectors).
@@ -77,16 +77,16 @@ class Expectation:
             raise ValueError("neither scores of anchor queries nor vectors")
         self.num_items, self.mean = some.shape[1], np.zeros(some.shape[1])
         self.variance, self.level = None, FREE_LEVEL
-        self.columns: list[tuple[Columns, float]] = []
-        """Columns of the items with their factors."""
+        self.columns: list[tuple[CentredColumns, float]] = []
+        """CentredColumns of the items with their factors."""
         if scores is not None:
             self.mean = scores.mean(0, dtype=np.float64)
-            anchors = Columns.about(scores, self.mean)
+            anchors = CentredColumns.about(scores, self.mean)
             self.columns.append((anchors, anchors.scaled(1.0 if vectors is None else 1 - OF_VECTORS)))
             self.variance = anchors.variance
             self.level = float(anchors.levels.var()) / (self.variance or 1.0)
         if vectors is not None:
-            items = Columns.about(vectors, np.zeros(self.num_items))
+            items = CentredColumns.about(vectors, np.zeros(self.num_items))
             self.columns.append((items, items.scaled(1.0 if scores is None else OF_VECTORS)))
 
     def promise(self, own: Float[np.ndarray, " items"] | None = None) -> Promise:
@@ -103,7 +103,7 @@ class Expectation:
         self, own: Float[np.ndarray, " items"] | None, read: Int[np.ndarray, " read"], known: Float[np.ndarray, " read"]
     ) -> Float[np.ndarray, " items"]:
         variance = known.var() if self.variance is None and len(read) else self.variance
-        expected = self.mean if own is None else self.mean + OWN * np.sqrt(variance or 1.0) * own
+        expected = self.mean if own is None else self.mean + SLOPE * np.sqrt(variance or 1.0) * own
         if not len(read):
             return expected
         if self.variance is None:  # no anchors say how high scores are
@@ -112,7 +112,7 @@ class Expectation:
         parts = [columns.of(read) for columns, _ in self.columns]
         for part, (_, factor) in zip(parts, self.columns, strict=True):
             kernel += factor * part.T @ part
-        slope = OWN_VARIANCE * OWN**2
+        slope = SLOPE_VARIANCE * SLOPE**2
         if own is not None:
             kernel += slope * np.outer(own[read], own[read])
         weights = np.linalg.solve(kernel, known - expected[read])

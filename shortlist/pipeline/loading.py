@@ -326,7 +326,7 @@ def open_cur(
     rounds: int = 5,
     prior: float | None = None,
 ) -> SearchesByReading:
-    """Open a search by a pointwise reranker alone, over its scores, over vectors, or over both.
+    """Open a search by a pointwise reranker alone, over scores, vectors, or both.
 
     Args:
         model: reranker that gives one score to a pair: folder or hub name.

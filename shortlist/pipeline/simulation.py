@@ -139,7 +139,7 @@ class Simulation:
         return steps
 
     def _searched(self, part: Part, description: Description) -> SearchedAgain:
-        """Return the first stage that a step searches; a step that reads what was found anew searches it once."""
+        """Return the first stage that a step searches, once for each sub-query."""
         found = searched_by(part, description, list(self.real_steps.values()))
         if STEPS[part.kind].searches_again:
             return found

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from shortlist.math.ridge import FREE_LEVEL, NOISE, OF_VECTORS, OWN, OWN_VARIANCE, Expectation
+from shortlist.math.ridge import FREE_LEVEL, NOISE, OF_VECTORS, SLOPE, SLOPE_VARIANCE, Expectation
 
 RANDOM = np.random.default_rng(7)
 SCORES = RANDOM.standard_normal((6, 4)) @ RANDOM.standard_normal((4, 30)) + RANDOM.standard_normal((6, 1)) - 5
@@ -32,7 +32,7 @@ def test_before_anything_is_read_it_is_the_mean_and_the_querys_own_products():
     assert order.tolist() == np.argsort(OWN_PRODUCTS).tolist()
     own = (OWN_PRODUCTS - OWN_PRODUCTS.mean()) / OWN_PRODUCTS.std()
     left = SCORES - SCORES.mean(0) - (SCORES - SCORES.mean(0)).mean(1, keepdims=True)
-    expected = SCORES.mean(0) + OWN * left.std() * own
+    expected = SCORES.mean(0) + SLOPE * left.std() * own
     np.testing.assert_allclose(Expectation(SCORES, VECTORS).promise(OWN_PRODUCTS)(*nothing), expected)
 
 
@@ -47,13 +47,13 @@ def test_it_is_the_mean_of_the_normal_distribution_given_what_was_read(with_scor
         variance = (left**2).mean()
         level = (SCORES - SCORES.mean(0)).mean(1).var()
         covariance = variance * OF_VECTORS * near + (1 - OF_VECTORS) * left.T @ left / len(SCORES) + level
-        mean = SCORES.mean(0) + OWN * np.sqrt(variance) * own
+        mean = SCORES.mean(0) + SLOPE * np.sqrt(variance) * own
     else:
         variance = KNOWN.var()
         covariance = variance * (near + FREE_LEVEL)
-        mean = OWN * np.sqrt(variance) * own
+        mean = SLOPE * np.sqrt(variance) * own
         mean += (KNOWN - mean[READ]).mean()
-    covariance += variance * OWN_VARIANCE * OWN**2 * np.outer(own, own)
+    covariance += variance * SLOPE_VARIANCE * SLOPE**2 * np.outer(own, own)
     inner = covariance[np.ix_(READ, READ)] + NOISE * variance * np.eye(4)
     expected = mean + covariance[:, READ] @ np.linalg.inv(inner) @ (KNOWN - mean[READ])
     found = Expectation(SCORES if with_scores else None, VECTORS).promise(OWN_PRODUCTS)(READ, KNOWN)
