@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from shortlist.config import NotInJob, defaults, flag_of
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.exclusions import find_excluded, judged_without
 from shortlist.data.files import read_json, write_json
 from shortlist.data.jobs import JobSpec, start_job
@@ -86,6 +86,8 @@ def _calibrate(config: Config) -> None:
         raise UserError(f"--resamples is {config.resamples}; expected 20 or more.")
     judgements = Judgements(config.qrels, config.collection, config.split)
     judgements.check()
+    if config.collection is None:
+        refuse_idle(config, ("split",), "is for --collection, and there is none")
     excluded = find_excluded(None, config.collection, config.split)
     inputs = {"run": identity(config.run), **judgements.identity(), **excluded.inputs}
     job = start_job(config, JobSpec("cut", inputs))
@@ -215,10 +217,7 @@ def _in_words(rule: dict[str, Any]) -> str:
 
 
 def _apply(config: Config) -> None:
-    known = defaults(Config)
-    given = [name for name in OF_CALIBRATION if getattr(config, name) != known[name]]
-    if given:
-        raise UserError(f"{flag_of(given[0])} is for `shortlist cut calibrate`; the rule says it already.")
+    refuse_idle(config, OF_CALIBRATION, "is for `shortlist cut calibrate`, and the rule says it already")
     if config.rule is None:
         raise not_given("--rule", "it says where to cut; `shortlist cut calibrate` makes one")
     rule = read_rule(config.rule)

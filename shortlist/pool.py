@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from shortlist.config import NotInJob
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.exclusions import find_excluded
 from shortlist.data.files import atomic_write
 from shortlist.data.jobs import JobSpec, start_job
@@ -90,6 +90,8 @@ def run(config: Config) -> None:
     """Write the pool and print its size."""
     if not config.runs or config.depth < 1:
         raise UserError(f"--runs names {len(config.runs)} files and --depth is {config.depth}; expected 1 or more.")
+    if config.collection is None:
+        refuse_idle(config, ("split",), "is for --collection, and there is none")
     names = run_names(config.names, config.runs)
     judgements = Judgements(config.qrels, config.collection, config.split)
     judged = config.qrels is not None or config.collection is not None

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from shortlist.config import NotInJob, flag_of
+from shortlist.config import NotInJob, flag_of, refuse_idle
 from shortlist.data.collections import Collection, copy_corpus, open_collection
 from shortlist.data.exclusions import EXCLUDE, Excluded, find_excluded, write_exclusions
 from shortlist.data.files import atomic_write
@@ -161,9 +161,9 @@ def _check(config: Config) -> None:
     if config.sample is not None and config.sample <= 0:
         raise UserError(f"--sample is {config.sample:g}; expected a number above 0, such as 0.1.")
     if config.what == "documents":
-        for name in ("groups", "split", "like_split"):
-            if getattr(config, name) != getattr(Config, name):
-                raise UserError(f"{flag_of(name)} is for --what queries.")
+        refuse_idle(config, ("groups", "split", "like_split"), "is for --what queries")
+    elif Path(config.like).suffix == ".txt":
+        refuse_idle(config, ("like_split",), "is for a collection in --like")
 
 
 def _spec(config: Config, pool: Collection) -> JobSpec:

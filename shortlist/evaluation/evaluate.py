@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from shortlist.config import NotInJob
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.exclusions import Excluded, find_excluded, judged_without
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
@@ -122,6 +122,8 @@ def run(config: Config) -> None:
     if any(by_name.values()) and len(set(names)) < len(names):
         flag = next(flag for flag, given in by_name.items() if given)
         raise UserError(f"--{flag}: two runs have the same name; tell them apart with --names.")
+    if config.collection is None:
+        refuse_idle(config, ("split",), "is for --collection, and there is none")
     _check_aspects(config)
     if not config.runs or not config.measures:
         raise UserError("--runs and --measures each need at least one value.")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shortlist.config import NotInJob, at_defaults
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.collections import open_collection
 from shortlist.data.exclusions import (
     Excluded,
@@ -187,6 +187,8 @@ def _check(config: Config) -> None:
             f"--dev-runs names {len(config.dev_runs)} files for {len(config.runs)} runs; expected one per run, in the "
             "same order, and no --weights, which they choose."
         )
+    if not config.dev_runs:
+        refuse_idle(config, ("collection", "split", "measure"), "is for --dev-runs, and there are none")
     _check_learning(config)
     for name, value in (("k", config.k), ("depth", 1 if config.depth is None else config.depth)):
         if value < 1:
@@ -201,8 +203,7 @@ def _spec(config: Config, qrels: Qrels, excluded: Excluded) -> JobSpec:
         inputs["exclude"] = [excluded.identity]
     if config.fuser is not None:
         inputs["fuser"] = [identity(config.fuser)]
-    as_if = config if config.dev_runs else at_defaults(config, ("collection", "split", "measure"))
-    return JobSpec("fuse", inputs, as_if=as_if)
+    return JobSpec("fuse", inputs)
 
 
 def _chosen(

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shortlist.config import NotInJob, at_defaults
+from shortlist.config import NotInJob, at_defaults, refuse_idle
 from shortlist.data.collections import open_collection
 from shortlist.data.jobs import JobSpec, is_finished, start_job
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.data.outputs import changing, reopen
 from shortlist.errors import UserError, not_given
 from shortlist.index.building import build_index, check_parameters_are_known, renew_index
-from shortlist.index.kinds import IndexKind, find_kind
+from shortlist.index.kinds import INDEXES, IndexKind, find_kind
 from shortlist.index.languages import language_name
 from shortlist.progress import duration, say
 
@@ -99,10 +99,7 @@ def run(config: Config) -> None:
         why = "is exact" if kind.exact else "is not over vectors"
         raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
     source = _source(config, kind, title)
-    if kind.scoring is None and config.queries is not None:
-        raise UserError(f"--queries is for --kind cur; {title} has none, so leave it out.")
-    if kind.writing is None and (config.writer, config.writer_name, config.writer_prompt) != (None, None, "tree-node"):
-        raise UserError(f"--writer is for --kind tree; {title} has none, so leave it out.")
+    _refuse_idle(config, kind, title)
     opened = _opened(config, kind)
     settings |= opened
     if config.expand is not None or config.phrases != Config.phrases or config.expand_weights is not None:
@@ -139,6 +136,24 @@ def run(config: Config) -> None:
         from shortlist.index.check import check_index
 
         print(check_index(config.out, Path(source), config.model, config.collection, config.split))
+
+
+def _refuse_idle(config: Config, kind: IndexKind, title: str) -> None:
+    """Refuse settings that change nothing in an index of this kind."""
+    if kind.scoring is None:
+        refuse_idle(config, ("queries",), f"is for --kind cur, and {title} has none")
+    if kind.writing is None:
+        refuse_idle(config, ("writer", "writer_name", "writer_prompt"), f"is for --kind tree, and {title} has none")
+    for name in {name for other in INDEXES.values() for name in other.settings} - set(kind.settings):
+        kinds = " and ".join(other for other in INDEXES if name in INDEXES[other].settings)
+        refuse_idle(config, (name,), f"is for --kind {kinds}, and {title} has none")
+    if kind.reads == "corpus":
+        refuse_idle(config, ("vectors",), f"is for indexes over vectors, and {title} is none")
+    elif not config.check and config.writer is None:
+        refuse_idle(config, ("collection",), f"is for --check, as {title} reads --vectors")
+    if not config.check:
+        names = ("split",) if kind.scoring else ("model", "split")
+        refuse_idle(config, names, "is for --check")
 
 
 def is_current(config: Config) -> bool:

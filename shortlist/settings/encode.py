@@ -13,7 +13,7 @@ from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, check_model, open_folder
 from shortlist.models.kinds import kind_in
 from shortlist.text.contract import InputContract
-from shortlist.text.segments import Segments, segment_contract, unused_settings
+from shortlist.text.segments import Segments, refuse_unused, segment_contract, unused_settings
 
 STORE_FILES = ("shard-*", "order-*.bin", "snapshot.json", "codebook.safetensors", "vocabulary.json")
 """Patterns of the files of a store."""
@@ -115,6 +115,8 @@ def contract_of(config: Config, model: ModelFolder) -> InputContract:
     """
     contract = model.contract("document", config.contract).with_prompt("document", config.prompt)
     _refuse_unused(config, model.name, kind_in(model, contract, "document").used_as)
+    given = [name for name in ("window", "stride") if getattr(config, name) != getattr(Config, name)]
+    refuse_unused(config.segments, given)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
     return model.check_lengths(segment_contract(contract, config.segments, **lengths).with_dims(config.dims))
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options
+from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options, refuse_idle
 from shortlist.errors import UserError, unknown
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.kinds import named_kind
@@ -566,6 +566,9 @@ def _check_where_groups_are(config: Config) -> None:
         raise UserError("--mix-temperature: says how --sources are drawn; add them, or leave it out.")
     if config.heldout_collection is not None and config.heldout_split is None:
         raise UserError("--heldout-collection: no split of it is measured; add --heldout-split.")
+    if config.heldout_split is None:
+        names = ("heldout_steps", "heldout_queries", "heldout_docs")
+        refuse_idle(config, names, "is for --heldout-split, and there is none")
 
 
 def _check_refresh(config: Config) -> None:
