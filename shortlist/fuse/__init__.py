@@ -30,7 +30,7 @@ from shortlist.data.rules import stages_and_models
 from shortlist.data.runs import StoredRun, open_run, read_run, write_run
 from shortlist.errors import UserError, unknown
 from shortlist.evaluation.measure import parse_measures, per_query
-from shortlist.fuse.learning import LEARNERS, importance, make_examples, mean_of, rehearse
+from shortlist.fuse.learning import LEARNERS, check_learner, importance, make_examples, mean_of, rehearse
 from shortlist.math.fusion import FUSIONS, reorder, weight_grid
 from shortlist.progress import say
 from shortlist.records import Hit, Qrels, Run
@@ -190,6 +190,8 @@ def _check(config: Config) -> None:
     if not config.dev_runs:
         refuse_idle(config, ("collection", "split", "measure"), "is for --dev-runs, and there are none")
     _check_learning(config)
+    if config.dev_runs:
+        check_learner(config.learner)
     for name, value in (("k", config.k), ("depth", 1 if config.depth is None else config.depth)):
         if value < 1:
             raise UserError(f"--{name} is {value}; expected 1 or more documents per query.")

@@ -12,7 +12,7 @@ from shortlist.data.collections import open_collection
 from shortlist.data.jobs import JobSpec, is_finished, start_job
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.data.outputs import changing, reopen
-from shortlist.errors import UserError, not_given
+from shortlist.errors import UserError, check_installed, not_given
 from shortlist.index.building import build_index, check_parameters_are_known, renew_index
 from shortlist.index.kinds import INDEXES, IndexKind, find_kind
 from shortlist.index.languages import language_name
@@ -100,6 +100,7 @@ def run(config: Config) -> None:
         raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
     source = _source(config, kind, title)
     _refuse_idle(config, kind, title)
+    check_installed(f"--kind {config.kind}", kind.needs)
     opened = _opened(config, kind)
     settings |= opened
     if config.expand is not None or config.phrases != Config.phrases or config.expand_weights is not None:

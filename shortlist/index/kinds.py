@@ -66,6 +66,8 @@ class IndexKind(NamedTuple):
     index's own folder then. The others write into an empty one, whose files move into the index at the end."""
     outdated: Callable[[Path], str | None] | None = None
     """`outdated(folder)`: says why this package or its libraries can no longer use an index (None: they can)."""
+    needs: Mapping[str, str] = {}
+    """Optional packages that it takes, and how pip installs each, by the name that it is imported by."""
     outside: bool = False
     """Whether the index is in a database, and its folder only records where. No trial index is built there."""
     scoring: Callable[..., Any] | None = None
@@ -90,6 +92,7 @@ def _approximate(kind: str, parameters: str) -> IndexKind:
         parameters=("effort", "refine", "sample", *parameters.split()),
         searching=("effort", "refine"),
         needs_model=True,
+        needs={"faiss": "faiss-cpu"},
         footprint=late("index.parameters", "ann_footprint", kind=kind),
         growth=late("index.parameters", "ann_growth", kind=kind),
     )
@@ -163,6 +166,7 @@ INDEXES: dict[str, IndexKind] = {
         parameters=("postings", "clusters", "energy", "effort", "heap", "refine"),
         searching=("effort", "refine"),
         needs_model=True,
+        needs={"seismic": "'shortlist[sparse]'"},
         title="Seismic",
     ),
     "hnsw": _approximate("hnsw", "links construction bits"),
@@ -194,6 +198,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("index.databases.pgvector", "load_pgvector"),
         open=late("index.databases.pgvector", "open_pgvector"),
         settings=("dsn", "table", "exact"),
+        needs=dict.fromkeys(("psycopg", "pgvector"), "'shortlist[pgvector]'"),
         parameters=("m", "ef_construction"),
         searching=("effort",),
         needs_model=True,
@@ -206,6 +211,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("index.databases.lance", "load_lance"),
         open=late("index.databases.lance", "open_lance"),
         settings=("uri", "table", "exact"),
+        needs={"lancedb": "'shortlist[lance]'"},
         parameters=("partitions", "sub_vectors"),
         searching=("effort", "refine"),
         needs_model=True,

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from shortlist.config import NotInJob, SpeedOnly, at_defaults, flag_of
 from shortlist.data.collections import Collection, check_collection, open_collection
 from shortlist.data.jobs import JobSpec, is_done, is_finished
-from shortlist.engine import Engine
+from shortlist.engine import Engine, check_engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, check_model, open_folder
@@ -86,6 +86,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: a setting is out of range.
     """
+    check_engine(config.engine)
     if config.shard_size < 1:
         raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
     if config.pool_tokens is not None and not config.pool_tokens >= 1:

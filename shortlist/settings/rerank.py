@@ -8,7 +8,7 @@ from shortlist.config import NotInJob, SpeedOnly, at_defaults, refuse_idle
 from shortlist.data.collections import Collection, check_collection, open_collection
 from shortlist.data.jobs import JobSpec, is_done
 from shortlist.data.manifest import identity
-from shortlist.engine import Engine
+from shortlist.engine import Engine, check_engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
 from shortlist.models.folder import check_model
@@ -178,6 +178,7 @@ def check(config: Config) -> None:
     for flag, value in least_one.items():
         if value is not None and value < 1:
             raise UserError(f"--{flag} is {value}; expected at least 1.")
+    check_engine(config.engine)
     if not 0 <= config.max_malformed <= 1:
         raise UserError(f"--max-malformed is {config.max_malformed:g}; expected a share from 0 to 1.")
     if config.method in UNASKED:

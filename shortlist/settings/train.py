@@ -9,7 +9,7 @@ from typing import Literal
 import tyro
 
 from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options, refuse_idle
-from shortlist.errors import UserError, unknown
+from shortlist.errors import UserError, check_installed, unknown
 from shortlist.models.adapter_settings import parse_adapter
 from shortlist.models.kinds import named_kind
 from shortlist.settings.sparsity import parse_regulariser
@@ -276,6 +276,10 @@ def check(config: Config) -> None:
     if config.contract:
         named_contract(config.contract)
     _check_four_bit(config)
+    if config.tensorboard:
+        check_installed("--tensorboard", {"tensorboard": "'shortlist[tensorboard]'"})
+    if config.four_bit:
+        check_installed("--four-bit", {"bitsandbytes": "'shortlist[qlora]'"})
 
 
 def _check_ranges(config: Config) -> None:
