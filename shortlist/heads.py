@@ -100,10 +100,10 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; expected at least {least}.")
-    if config.method != "core":
-        refuse_idle(config, ("temperature",), "is for --method core")
     if not config.temperature > 0:
         raise UserError(f"--temperature is {config.temperature:g}; expected more than 0.")
+    if config.method != "core":
+        refuse_idle(config, ("temperature",), "is for --method core")
 
 
 def compare_heads(

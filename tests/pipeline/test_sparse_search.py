@@ -274,7 +274,9 @@ def test_term_weights_leave_as_an_inverted_index(made, tmp_path):
 
 def test_a_store_leaves_only_for_what_it_holds(made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ciff_toolkit", None)
-    with pytest.raises(UserError, match="--to ciff: ciff_toolkit is not installed, which it needs; pip install --no-deps"):
+    with pytest.raises(
+        UserError, match="--to ciff: ciff_toolkit is not installed, which it needs; pip install --no-deps"
+    ):
         convert.run(convert.Config(sources=(str(made / "terms"),), out=tmp_path / "out", to="ciff"))
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="expected this source alone and --to arrays or impacts or ciff or sparsevec"):
