@@ -55,31 +55,6 @@ def spread_items(scores: Float[np.ndarray, "queries items"], count: int) -> Int[
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
-def item_embeddings(
-    scores: Float[np.ndarray, "queries items"], anchors: Int[np.ndarray, " anchors"], *, rcond: float = RCOND
-) -> Float[np.ndarray, "anchors items"]:
-    """Compute vectors of the items from anchor queries' scores.
-
-    The products of an item's vector with a query's scores for the anchor items approximate its score.
-
-    Args:
-        scores: of the anchor queries for all items.
-        anchors: positions of the anchor items, in rising order.
-        rcond: the least singular value that counts, as a part of the largest one.
-    """
-    if (np.diff(anchors) <= 0).any():
-        raise ValueError("anchor items must be in rising order, each once")
-    exact = scores.astype(np.float64)
-    return np.linalg.pinv(exact[:, anchors], rcond=rcond) @ exact
-
-
-def approximate(
-    known: Float[np.ndarray, "*queries anchors"], embeddings: Float[np.ndarray, "anchors items"]
-) -> Float[np.ndarray, "*queries items"]:
-    """Approximate queries' scores for all items from those for the anchor items."""
-    return known @ embeddings
-
-
 def fit_scores(
     items: Float[np.ndarray, "dim items"],
     read: Int[np.ndarray, " read"],

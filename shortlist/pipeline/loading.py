@@ -330,7 +330,7 @@ def open_cur(
         retriever: model that made the vectors.
         contract: the reranker's input contract by name, for a folder without one.
         anchors: with an index: documents that are read first for every query.
-        budget: most documents to read for a query, anchors included.
+        budget: most documents to read for a query, anchors included, those that a filter hides too.
         rounds: rounds of reading after the anchors.
         prior: with vectors: weight of the query's own vector beside the one that fits the scores, 0 to 1.
 

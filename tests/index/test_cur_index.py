@@ -200,6 +200,10 @@ def test_a_filter_leaves_out_hits_and_not_anchors():
     run, num_read = search(ranker, anchors=[0, 4, 7], budget=8).search_by_reading(QUERIES[:1], 9, fetch, allowed=only)
     assert {hit.doc_id for hit in run["q0"]} == {"d1", "d2", "d7"}
     assert num_read == {"q0": 5}
+    ranker = Counting()
+    run, num_read = search(ranker, anchors=[0, 4, 7], budget=4).search_by_reading(QUERIES[:1], 9, fetch, allowed=only)
+    assert num_read == {"q0": 4}  # two anchors are hidden, were read, and count
+    assert len(run["q0"]) == 2
 
 
 def test_no_query_and_no_budget_left_are_no_error():

@@ -7,9 +7,7 @@ from shortlist.math.cur import (
     AskScores,
     ItemsRead,
     Prior,
-    approximate,
     fit_scores,
-    item_embeddings,
     read_in_rounds,
     spread_items,
     with_prior,
@@ -39,21 +37,19 @@ def answered(plan: AskScores, scores: np.ndarray) -> tuple[ItemsRead, list[list[
 def test_approximate_scores_are_those_worked_out_by_hand():
     """The pseudo-inverse of items 0 and 2 is [[1, 0], [-1/2, 1/2]], so item 1 is 3 x item 0 + 1/2 x item 2."""
     scores = np.array([[1.0, 3.0, 0.0], [1.0, 4.0, 2.0]])
-    embeddings = item_embeddings(scores, np.array([0, 2]))
-    np.testing.assert_allclose(embeddings, [[1, 3, 0], [0, 0.5, 1]], atol=1e-12)
-    np.testing.assert_allclose(approximate(np.array([2.0, 10.0]), embeddings), [2, 11, 10], atol=1e-12)
+    found = fit_scores(scores, np.array([0, 2]), np.array([2.0, 10.0])) @ scores
+    np.testing.assert_allclose(found, [2, 11, 10], atol=1e-12)
 
 
 def test_at_full_rank_the_anchor_items_keep_their_own_scores():
-    scores, known = RANDOM.standard_normal((8, 30)), RANDOM.standard_normal((5, 6))
+    scores, known = RANDOM.standard_normal((8, 30)), RANDOM.standard_normal(6)
     anchors = np.array([1, 4, 9, 16, 25, 29])
-    np.testing.assert_allclose(approximate(known, item_embeddings(scores, anchors))[:, anchors], known, atol=1e-10)
+    np.testing.assert_allclose((fit_scores(scores, anchors, known) @ scores)[anchors], known, atol=1e-10)
 
 
 def test_scores_of_low_rank_are_found_exactly():
     anchors = spread_items(LOW_RANK, 4)
-    found = approximate(QUERY[anchors], item_embeddings(LOW_RANK, anchors))
-    np.testing.assert_allclose(found, QUERY, atol=1e-9)
+    np.testing.assert_allclose(fit_scores(LOW_RANK, anchors, QUERY[anchors]) @ LOW_RANK, QUERY, atol=1e-9)
 
 
 def test_items_that_hardly_differ_do_not_explode():
@@ -61,15 +57,8 @@ def test_items_that_hardly_differ_do_not_explode():
     scores[:, 1] = scores[:, 0] + 1e-6 * RANDOM.standard_normal(12)
     known = QUERY[[0, 1, 7]] + np.array([0.01, -0.01, 0.0])
     anchors = np.array([0, 1, 7])
-    assert np.abs(approximate(known, item_embeddings(scores, anchors))).max() < 10 * np.abs(QUERY).max()
-    assert np.abs(approximate(known, item_embeddings(scores, anchors, rcond=1e-12))).max() > 100 * np.abs(QUERY).max()
     assert np.abs(fit_scores(scores, anchors, known) @ scores).max() < 10 * np.abs(QUERY).max()
-
-
-@pytest.mark.parametrize("anchors", [[4, 1], [1, 1]])
-def test_anchors_out_of_order_are_refused(anchors: list[int]):
-    with pytest.raises(ValueError, match="rising order"):
-        item_embeddings(LOW_RANK, np.array(anchors))
+    assert np.abs(fit_scores(scores, anchors, known, rcond=1e-12) @ scores).max() > 100 * np.abs(QUERY).max()
 
 
 def test_the_items_that_tell_most_are_chosen_first():
@@ -88,7 +77,7 @@ def test_one_round_is_the_approximation_by_anchors():
     scores, anchors = RANDOM.standard_normal((9, 30)), np.array([2, 11, 17, 20])
     query = RANDOM.standard_normal(30)
     found, asked = answered(read_in_rounds(scores, anchors=anchors, budget=10, rounds=1), query)
-    promised = approximate(query[anchors], item_embeddings(scores, anchors))
+    promised = query[anchors] @ np.linalg.pinv(scores[:, anchors]) @ scores
     promised[anchors] = -np.inf
     assert asked == [anchors.tolist(), np.sort(np.argsort(-promised)[:6]).tolist()]
     assert found.positions.tolist() == sorted([*asked[0], *asked[1]], key=lambda place: -query[place])
