@@ -74,8 +74,9 @@ class IndexKind(NamedTuple):
     """`scoring(model=..., queries=...)`: opens what documents are scored by, whose `identities` are inputs of the job;
     `build` gets it as `scoring`, and the number of documents as `num_docs`."""
     writing: Callable[..., Any] | None = None
-    """`writing(collection=..., writer=..., writer_name=..., writer_prompt=...)`: opens the language model that writes
-    texts, with `identities` as those of `scoring`, or gives None; `build` gets it as `writing`."""
+    """`writing(collection=..., writer=..., writer_name=..., writer_prompt=..., max_calls=...)`: opens the language
+    model that writes texts, with `identities` as those of `scoring`, or gives None; `build` gets it as `writing`, and
+    raises LimitReachedError where it may ask no more."""
     forecast: Callable[..., Mapping[str, str]] | None = None
     """`forecast(documents, **settings)`: foretells the cost in words (None: from building over a part)."""
     finder: str | None = None

@@ -1,13 +1,15 @@
 """Ways to shorten documents for later steps, as functions of their settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, Protocol, TypedDict, Unpack, runtime_checkable
 
 from shortlist.errors import UserError
 from shortlist.late import late
 from shortlist.models.folder import ModelFolder, open_folder
+from shortlist.records import Document
+from shortlist.rerankers import Candidates
 from shortlist.rerankers.language import ASKED, LanguageModelSettings, how_to_open, model_identity
 from shortlist.rerankers.prepared import Prepared
 from shortlist.text.extracts import DECAY
@@ -17,6 +19,22 @@ EXTRACT_WORDS = 64
 """Most words of an extract, if nobody says another number."""
 TOKENS_A_WORD = 3
 """Tokens that a model may write for each word it is asked for."""
+
+
+@runtime_checkable
+class Compressor(Protocol):
+    """Shortens the documents of queries."""
+
+    def shorten(self, lists: Sequence[Candidates]) -> list[list[Document]]:
+        """Return the documents of each list in their order, with shorter texts."""
+        ...
+
+    def costs(self) -> dict[str, int]:
+        """Return the calls and tokens so far, by the names of `data.manifest.stages`.
+
+        A step that asks no language model has none.
+        """
+        ...
 
 
 def by_extract(

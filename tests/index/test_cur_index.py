@@ -146,7 +146,7 @@ def test_the_cost_is_foretold_without_an_index(config: index.Config, tmp_path: P
         ({"queries": None}, "--queries is missing: cur holds scores of such queries"),
         ({"queries": Path("nowhere.jsonl")}, "--queries nowhere.jsonl: no such file"),
         ({"collection": None}, "--collection is missing"),
-        ({"kind": "bm25"}, "--queries is for --kind cur; BM25 has none"),
+        ({"kind": "bm25"}, "--queries is for --kind cur, and BM25 has none"),
         ({"check": True}, "--check compares an approximate index with exact search; cur is not over vectors"),
         ({"set": ("links=3",)}, "unknown parameter of a cur index 'links'"),
     ],
