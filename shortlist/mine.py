@@ -135,7 +135,7 @@ def _spec(config: Config, collection: Collection, excluded: Excluded) -> JobSpec
 
 
 def _mined(config: Config, collection: Collection, excluded: Excluded) -> tuple[list[Group], dict[str, int]]:
-    """Mine groups, with the teachers' scores where there are teachers, and count what was left out.
+    """Mine groups with their teachers' scores, and count what was left out.
 
     Raises:
         UserError: there is no group.

@@ -325,7 +325,7 @@ def _write_judgements(pool: str, collection: Collection, folder: Path, doc_ids: 
 
 
 def _write_excluded(excluded: Excluded, folder: Path, split: str) -> None:
-    """Write the documents that a split's queries may not find, if it has such a list."""
+    """Write the documents that a split's queries may not find, if any."""
     if excluded.source:
         write_exclusions(folder / EXCLUDE / f"{split}.jsonl", excluded.by_query)
 

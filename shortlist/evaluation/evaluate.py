@@ -240,7 +240,7 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements, exclu
     }
 
 
-class Judged(NamedTuple):
+class CountedJudgements(NamedTuple):
     """The judgements that count."""
 
     qrels: Qrels
@@ -249,15 +249,15 @@ class Judged(NamedTuple):
     """Where the judgements are, in messages."""
 
 
-def _judged(config: Config, judgements: Judgements, excluded: Excluded) -> Judged:
-    """Read the judgements without those of excluded documents."""
+def _judged(config: Config, judgements: Judgements, excluded: Excluded) -> CountedJudgements:
+    """Read the judgements, except of excluded documents."""
     aspects = None if config.aspects is None else read_aspects(config.aspects)
     if aspects is not None and judgements == Judgements(None, None, config.split):
         qrels, where = without_aspects(aspects), str(config.aspects)
     else:
         qrels, where = judgements.read(), judgements.where
     left = None if aspects is None else judged_without(aspects, excluded.by_query)
-    return Judged(judged_without(qrels, excluded.by_query), left, where)
+    return CountedJudgements(judged_without(qrels, excluded.by_query), left, where)
 
 
 def _measures(config: Config) -> list[str]:
@@ -268,7 +268,7 @@ def _measures(config: Config) -> list[str]:
 
 
 def _runs(
-    config: Config, names: Sequence[str], judged: Judged, excluded: Excluded, overlaps: list[float]
+    config: Config, names: Sequence[str], judged: CountedJudgements, excluded: Excluded, overlaps: list[float]
 ) -> Iterator[tuple[str, RunColumns, JudgedHits]]:
     """Read each run with its judged hits, without excluded documents.
 

@@ -103,14 +103,14 @@ def run(config: Config) -> None:
         raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
     source = _source(config, kind, title)
     opened = _opened(config, kind)
-    _refuse_idle(config, kind, title)
-    check_installed(f"--kind {config.kind}", kind.needs)
     settings |= opened
     if config.expand is not None or config.phrases != Config.phrases or config.expand_weights is not None:
         from shortlist.index.expansion import check_expansion
 
         how = {"over_words": config.kind == "bm25", "dry_run": config.dry_run}
         check_expansion(config.expand, config.phrases, weights=config.expand_weights, **how)
+    _refuse_idle(config, kind, title)
+    check_installed(f"--kind {config.kind}", kind.needs)
     if config.dry_run:
         from shortlist.index.forecast import forecast_index
 

@@ -94,9 +94,9 @@ def build_seismic(terms: TermReader, folder: Path, *, advance: Advance, **chosen
 
 @contextmanager
 def silent_stdout() -> Iterator[None]:
-    """Drop what a library prints to standard output, past Python; standard error stays as it is.
+    """Drop what a library prints to standard output, past Python.
 
-    Seismic prints a log of each build there, and has no option against that.
+    Seismic prints a log of each build there, and has no option against that. Errors go to standard error, which stays.
     """
     sys.stdout.flush()
     kept = os.dup(1)

@@ -13,7 +13,9 @@ from shortlist.records import Document
 
 @final
 class CandidateVectors:
-    """Gives the vectors of documents, of which two may have one id: a text and what is left of it for a query.
+    """Gives the vectors of documents.
+
+    Two documents may have one id: a text, and what a pipeline has left of it for a query.
 
     Args:
         stored: the store to read (None: all documents are encoded).

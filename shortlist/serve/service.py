@@ -278,7 +278,10 @@ class Service:
             self._warm_up_search(self.pipeline)
 
     def _warm_up_models(self) -> None:
-        """Run every model of the batcher once; a search reaches none behind a step that finds nothing."""
+        """Run every model of the batcher once.
+
+        A search alone would reach none behind a step that finds nothing.
+        """
         query, document = Query("", "warm up"), Document("", "warm up")
         for role, models in self._models.items():
             for model in models:
