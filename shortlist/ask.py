@@ -10,6 +10,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from shortlist.config import refuse_idle
 from shortlist.errors import UserError
 from shortlist.index.protocols import WeightedTerms
 from shortlist.pipeline import Answer, Pipeline, Ranked, Result
@@ -105,6 +106,8 @@ def asked_pipeline(config: Config) -> Description:
     """
     if config.demo and config.pipeline:
         raise UserError("--demo and --pipeline each say what is searched; give one of them.")
+    if not config.demo:
+        refuse_idle(config, ("demo_folder",), "is for --demo")
     pipeline = demo_pipeline(config.demo_folder) if config.demo else config.pipeline
     names = ("reranker", "reranker_contract", "depth", "reranker_share")
     second = {name: getattr(config, name) for name in names}

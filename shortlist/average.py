@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
-from shortlist.config import NotInJob, at_defaults
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.errors import UserError
@@ -74,6 +74,8 @@ def check(config: Config) -> None:
         raise UserError("--weights: --greedy gives all models that it takes the same weight; leave out one of the two.")
     if config.greedy != (config.collection is not None):
         raise UserError("--greedy chooses models by a measure on --collection; name both, or neither.")
+    if not config.greedy:
+        refuse_idle(config, ("split", "measure"), "is for --greedy")
 
 
 def average(models: Sequence[ModelFolder], reads: str, shares: Sequence[float], contract: str | None = None) -> Any:
@@ -217,9 +219,8 @@ def run(config: Config) -> None:
     inputs: dict[str, Any] = {"models": [folder.identity for folder in folders]}
     if collection:
         inputs["collection"] = collection.identity("corpus", "queries", f"qrels/{config.split}")
-    as_if = config if config.greedy else at_defaults(config, ("split", "measure"))
     reading = [folder.whole.path for folder in folders]
-    job = start_job(config, JobSpec("average", inputs, as_if=as_if, folder=True, reads=reading))
+    job = start_job(config, JobSpec("average", inputs, folder=True, reads=reading))
     if job.done:
         return
     if any(folder.base for folder in folders):

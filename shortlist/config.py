@@ -77,6 +77,21 @@ def at_defaults(config: C, names: Iterable[str]) -> C:
     return replace(config, **{name: known[setting_name(name)] for name in names})  # type: ignore[type-var]
 
 
+def refuse_idle(config: Any, names: Iterable[str], why: str) -> None:
+    """Refuse settings that would change nothing beside the others.
+
+    Args:
+        why: what is said behind the setting's flag, such as `is for --check`.
+
+    Raises:
+        UserError: one of them differs from its default.
+    """
+    given, known = settings_of(config), defaults(type(config))
+    for name in map(setting_name, names):
+        if given[name] != known[name]:
+            raise UserError(f"{flag_of(name)} {why}; leave it out.")
+
+
 def parse(
     config: type[C],
     argv: Sequence[str],

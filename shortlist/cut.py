@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from shortlist.config import NotInJob, defaults, flag_of
+from shortlist.config import NotInJob, refuse_idle
+from shortlist.data.exclusions import find_excluded, judged_without
 from shortlist.data.files import read_json, write_json
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.judgements import Judgements
@@ -45,7 +46,8 @@ class Config:
     qrels: Path | None = None
     """To calibrate: judgements of the run's queries; or name a collection."""
     collection: str | None = None
-    """To calibrate: folder, `irds:` or `hf:` name, whose judgements to use."""
+    """To calibrate: folder, `irds:` or `hf:` name, whose judgements to use; documents that it excludes for a query do
+    not count."""
     split: str = "train"
     """To calibrate: split of the collection; it should not be the one to evaluate on."""
     relevance_level: int = 1
@@ -84,10 +86,15 @@ def _calibrate(config: Config) -> None:
         raise UserError(f"--resamples is {config.resamples}; expected 20 or more.")
     judgements = Judgements(config.qrels, config.collection, config.split)
     judgements.check()
-    job = start_job(config, JobSpec("cut", {"run": identity(config.run), **judgements.identity()}))
+    if config.collection is None:
+        refuse_idle(config, ("split",), "is for --collection, and there is none")
+    excluded = find_excluded(None, config.collection, config.split)
+    inputs = {"run": identity(config.run), **judgements.identity(), **excluded.inputs}
+    job = start_job(config, JobSpec("cut", inputs))
     if not job.done:
-        columns = read_run_columns(config.run, ties=config.ties)
-        needs = needs_of(columns, judgements.read(), config.by, level=config.relevance_level, where=str(config.run))
+        columns = excluded.left_of(config.run, ties=config.ties)
+        qrels = judged_without(judgements.read(), excluded.by_query)
+        needs = needs_of(columns, qrels, config.by, level=config.relevance_level, where=str(config.run))
         needs = needs if config.at_least_one is None else of_first(needs)
         rule: dict[str, Any] = {"made_by": stages_and_models(stages(config.run))}
         rule |= calibrate(needs, config.by, wanted, flag=flag, resamples=config.resamples)
@@ -210,10 +217,7 @@ def _in_words(rule: dict[str, Any]) -> str:
 
 
 def _apply(config: Config) -> None:
-    known = defaults(Config)
-    given = [name for name in OF_CALIBRATION if getattr(config, name) != known[name]]
-    if given:
-        raise UserError(f"{flag_of(given[0])} is for `shortlist cut calibrate`; the rule says it already.")
+    refuse_idle(config, OF_CALIBRATION, "is for `shortlist cut calibrate`, and the rule says it already")
     if config.rule is None:
         raise not_given("--rule", "it says where to cut; `shortlist cut calibrate` makes one")
     rule = read_rule(config.rule)

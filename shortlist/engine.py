@@ -16,7 +16,7 @@ from traceback import format_exc
 from typing import Any, Literal, Protocol, TypeVar, final
 
 from shortlist.cores import keep_few_shapes, may_have_gpu, num_cores, wait_briefly
-from shortlist.errors import UserError
+from shortlist.errors import UserError, check_installed
 from shortlist.progress import say
 
 T = TypeVar("T")
@@ -297,6 +297,12 @@ def _shares(nodes: list[dict[str, float]], workers: int | None) -> tuple[int, in
     workers = workers or sum(2 * size >= max(sizes) for size in sizes)
     fitting = (cpus for cpus in range(max(sizes), 0, -1) if sum(size // cpus for size in sizes) >= workers)
     return workers, next(fitting, 1), 0
+
+
+def check_engine(engine: Engine) -> None:
+    """Refuse an engine whose package is missing, before anything is written."""
+    if engine == "ray":
+        check_installed("--engine ray", {"ray": "'shortlist[dist]'"})
 
 
 def _ray() -> Any:

@@ -1,10 +1,11 @@
 """The exception for errors that a user can fix, and helpers to make it."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
+from importlib.util import find_spec
 
 
 class UserError(Exception):
@@ -28,6 +29,21 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 def not_given(flag: str, why: str) -> UserError:
     """Make the error for a missing setting; `why` says why it is needed."""
     return UserError(f"{flag} is missing: {why}.")
+
+
+def check_installed(what: str, needs: Mapping[str, str]) -> None:
+    """Refuse work whose optional packages are missing, before anything is written.
+
+    Args:
+        what: the setting that needs them, such as `--to ciff`.
+        needs: how pip installs each package, by the name that it is imported by.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    for module, install in needs.items():
+        if find_spec(module) is None:
+            raise UserError(f"{what}: {module} is not installed, which it needs; pip install {install}.")
 
 
 FLAG = re.compile(r"`[^`]*`|--([a-z][a-z0-9-]*)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from shortlist.config import NotInJob, SpeedOnly
+from shortlist.config import NotInJob, SpeedOnly, refuse_idle
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.heads import best_heads, write_heads
 from shortlist.data.jobs import JobSpec, start_job
@@ -102,6 +102,8 @@ def check(config: Config) -> None:
             raise UserError(f"--{name} is {value}; expected at least {least}.")
     if not config.temperature > 0:
         raise UserError(f"--temperature is {config.temperature:g}; expected more than 0.")
+    if config.method != "core":
+        refuse_idle(config, ("temperature",), "is for --method core")
 
 
 def compare_heads(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from shortlist.config import NotInJob, flag_of
+from shortlist.config import NotInJob, flag_of, refuse_idle
 from shortlist.data.collections import open_collection
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.errors import UserError, not_given
@@ -158,9 +158,7 @@ def keep_layers(model: "PreTrainedModel", layers: int) -> None:
 
 def _shorten(config: Config, name: str) -> None:
     """Write a backbone of the first layers of another, with its tokenizer and contract."""
-    for setting in OF_NEW:
-        if getattr(config, setting) != getattr(Config, setting):
-            raise UserError(f"{flag_of(setting)} is for a new backbone; one made by --from has that of its model.")
+    refuse_idle(config, OF_NEW, "is for a new backbone, and one made by --from has that of its model")
     from shortlist.models.folder import CONTRACT, open_folder
 
     folder = open_folder(name)

@@ -15,12 +15,12 @@ from shortlist.config import NotInJob, SpeedOnly, flag_of
 from shortlist.data.answers import AnswerLog
 from shortlist.data.checks import NoJudgementsError
 from shortlist.data.collections import Collection, open_collection
+from shortlist.data.exclusions import Excluded, find_excluded
 from shortlist.data.files import atomic_write
 from shortlist.data.formats import read_qrels, write_qrels
 from shortlist.data.jobs import Job, JobSpec, start_job
 from shortlist.data.lines import ignore
 from shortlist.data.manifest import identity, read_manifest
-from shortlist.data.runs import read_run_columns
 from shortlist.errors import UserError, not_given
 from shortlist.models.files import Precision
 from shortlist.progress import progress
@@ -45,7 +45,8 @@ class Config:
     runs: tuple[Path, ...]
     """Runs whose first documents are judged."""
     collection: str
-    """Collection with the texts: folder, `irds:` or `hf:` name."""
+    """Collection with the texts: folder, `irds:` or `hf:` name; documents that it excludes for a query are not
+    judged."""
     out: NotInJob[Path]
     """File of judgements to write. The answers are kept in a file beside it that ends in .answers, so that the same
     command can continue after an interruption."""
@@ -164,9 +165,12 @@ def run(config: Config) -> None:
     inputs: dict[str, Any] = {"model": model_identity(how)["model"], "prompt": prompt.digest()}
     inputs |= {"runs": [identity(path) for path in config.runs], "qrels": known_from}
     inputs["collection"] = collection.identity("corpus", "queries")
+    excluded = find_excluded(None, config.collection, config.split)
+    inputs |= excluded.inputs
     job = start_job(config, JobSpec("judge", inputs))
     if not job.done or config.details is not None:  # its answers are kept, so that nothing is asked again
-        _judge(config, job, prompt, how, collection, known)
+        asked = _pairs(config, collection, known, excluded)
+        _judge(config, job, prompt, how, asked, known)
     _report(config)
 
 
@@ -208,11 +212,14 @@ def _known(config: Config, collection: Collection) -> tuple[Qrels, str]:
         return {}, ""
 
 
-def _judge(
-    config: Config, job: Job, prompt: Prompt, how: Mapping[str, Any], collection: Collection, known: Qrels
-) -> None:
+def _pairs(config: Config, collection: Collection, known: Qrels, excluded: Excluded) -> Askable:
+    """Find the pairs to ask about.
+
+    Raises:
+        UserError: there is none.
+    """
     queries = {query.query_id: query for query in collection.queries(config.split, ignore)}
-    wanted = holes((_first(config, path) for path in config.runs), {} if config.again else known)
+    wanted = holes((_first(config, path, excluded) for path in config.runs), {} if config.again else known)
     if not wanted:
         raise UserError(f"--runs: all first {config.depth} documents are judged; raise --depth, or judge --again.")
     asked = _asked(wanted, queries, collection)
@@ -221,6 +228,10 @@ def _judge(
             f"--runs: none of its {sum(map(len, wanted.values())):,} pairs has a query and a text in "
             f"{config.collection} ({config.split}); check --collection and --split."
         )
+    return asked
+
+
+def _judge(config: Config, job: Job, prompt: Prompt, how: Mapping[str, Any], asked: Askable, known: Qrels) -> None:
     log, start = AnswerLog(job.out.with_name(job.out.name + LOG_ENDS)), time.perf_counter()
     judgements, counts = _grades(config, prompt, how, asked, log)
     counts = {name: count for name, count in (asked.left_out | counts).items() if count}
@@ -255,8 +266,8 @@ def _judge(
     job.finish(**results)
 
 
-def _first(config: Config, path: Path) -> dict[str, list[str]]:
-    run = read_run_columns(path, ties=config.ties)
+def _first(config: Config, path: Path, excluded: Excluded) -> dict[str, list[str]]:
+    run = excluded.left_of(path, ties=config.ties)
     spans = zip(run.starts[:-1].tolist(), run.starts[1:].tolist(), strict=True)
     return {
         query_id: run.doc_ids[start : min(end, start + config.depth)].to_pylist()

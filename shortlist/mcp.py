@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortlist.config import refuse_idle
 from shortlist.errors import UserError
 from shortlist.pipeline.flags import Sources, from_file_or_flags
 
@@ -42,6 +43,8 @@ def run(config: Config) -> None:
 
     if config.host not in LOOPBACK:
         raise UserError(f"--host {config.host}: others could reach the tools there; serve on {', '.join(LOOPBACK)}.")
+    if not config.http:
+        refuse_idle(config, ("host", "port"), "is for --http")
     searches = config.collection or config.pipeline or config.index or config.vectors or config.model
     if not (searches or config.reranker):
         raise UserError("nothing to offer: give --collection, --pipeline or --reranker.")

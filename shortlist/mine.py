@@ -8,8 +8,8 @@ from pathlib import Path
 
 from shortlist.config import NotInJob
 from shortlist.data.beir import shares_ids
-from shortlist.data.collections import open_collection
-from shortlist.data.exclusions import find_excluded, judged_without, with_chunks
+from shortlist.data.collections import Collection, open_collection
+from shortlist.data.exclusions import Excluded, find_excluded, judged_without, with_chunks
 from shortlist.data.groups import write_groups
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.manifest import identity
@@ -107,24 +107,39 @@ def _scaled(scores: Sequence[float]) -> list[float]:
 def run(config: Config) -> None:
     """Write the groups, and print how much was left out."""
     _check(config)
+    if config.exclude_self is None:
+        config = replace(config, exclude_self=shares_ids(config.collection))
     collection = open_collection(config.collection)
+    excluded = find_excluded(config.exclude, config.collection, config.split)
+    job = start_job(config, _spec(config, collection, excluded))
+    if job.done:
+        return
+    start = time.perf_counter()
+    groups, counts = _mined(config, collection, excluded)
+    write_groups(job.out, groups)
+    say(f"mine: {len(groups)} groups; " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items()))
+    job.finish({"groups": len(groups)} | counts, seconds=round(time.perf_counter() - start, 3))
+
+
+def _spec(config: Config, collection: Collection, excluded: Excluded) -> JobSpec:
     inputs = {
         "runs": [identity(path) for path in config.runs],
         "collection": collection.identity("corpus", f"qrels/{config.split}"),
     }
-    if config.exclude_self is None:
-        config = replace(config, exclude_self=shares_ids(config.collection))
     if config.teacher:
         inputs["teacher"] = identity(config.teacher)
     if config.co_teachers:
         inputs["co_teachers"] = [identity(path) for path in config.co_teachers]
-    excluded = find_excluded(config.exclude, config.collection, config.split)
-    inputs |= excluded.inputs
     as_if = replace(config, exclude_self=config.exclude_self or None)
-    job = start_job(config, JobSpec("mine", inputs, as_if=as_if))
-    if job.done:
-        return
-    start = time.perf_counter()
+    return JobSpec("mine", inputs | excluded.inputs, as_if=as_if)
+
+
+def _mined(config: Config, collection: Collection, excluded: Excluded) -> tuple[list[Group], dict[str, int]]:
+    """Mine groups with their teachers' scores, and count what was left out.
+
+    Raises:
+        UserError: there is no group.
+    """
     qrels = judged_without(collection.qrels(config.split), excluded.by_query)
     least = config.positives_from
     relevant = {doc_id for judged in qrels.values() for doc_id, relevance in judged.items() if relevance >= least}
@@ -152,8 +167,7 @@ def run(config: Config) -> None:
         exclude=with_chunks(excluded.by_query, corpus),
     )
     if teacher is not None:
-        num_groups = len(groups)
-        others = [taught(groups, open_run(path)) for path in config.co_teachers]
+        num_groups, others = len(groups), [taught(groups, open_run(path)) for path in config.co_teachers]
         groups = taught(groups, teacher)
         groups = averaged([groups, *others]) if others else groups
         counts["without_teacher"] = num_groups - len(groups)
@@ -162,9 +176,7 @@ def run(config: Config) -> None:
         raise UserError(
             f"none of the {len(qrels)} queries of {config.split!r} has both a positive and a negative{who}."
         )
-    write_groups(job.out, groups)
-    say(f"mine: {len(groups)} groups; " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items()))
-    job.finish({"groups": len(groups)} | counts, seconds=round(time.perf_counter() - start, 3))
+    return groups, counts
 
 
 def _check(config: Config) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from shortlist.config import NotInJob
+from shortlist.config import NotInJob, refuse_idle
+from shortlist.data.exclusions import find_excluded
 from shortlist.data.files import atomic_write
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, read_manifest
-from shortlist.data.runs import read_run_columns
 from shortlist.errors import UserError
 from shortlist.records import Qrels, Run
 
@@ -27,7 +27,7 @@ class Config:
     qrels: Path | None = None
     """Judgements; what they judge is left out (None: nothing is)."""
     collection: str | None = None
-    """Collection whose judgements to use, instead of --qrels."""
+    """Collection whose judgements to use, instead of --qrels; documents that it excludes for a query are left out."""
     split: str = "test"
     """Split of the collection."""
     ties: Literal["trec", "rank"] = "trec"
@@ -90,15 +90,18 @@ def run(config: Config) -> None:
     """Write the pool and print its size."""
     if not config.runs or config.depth < 1:
         raise UserError(f"--runs names {len(config.runs)} files and --depth is {config.depth}; expected 1 or more.")
+    if config.collection is None:
+        refuse_idle(config, ("split",), "is for --collection, and there is none")
     names = run_names(config.names, config.runs)
     judgements = Judgements(config.qrels, config.collection, config.split)
     judged = config.qrels is not None or config.collection is not None
     if judged:
         judgements.check()
-    inputs: dict[str, Any] = {"runs": [identity(path) for path in config.runs]}
+    excluded = find_excluded(None, config.collection, config.split)
+    inputs: dict[str, Any] = {"runs": [identity(path) for path in config.runs], **excluded.inputs}
     job = start_job(config, JobSpec("pool", inputs | (judgements.identity() if judged else {})))
     if not job.done:
-        columns = (read_run_columns(path, ties=config.ties) for path in config.runs)
+        columns = (excluded.left_of(path, ties=config.ties) for path in config.runs)
         runs = ({q: run.hits(number)[: config.depth] for number, q in enumerate(run.query_ids)} for run in columns)
         pooled = pool(runs, depth=config.depth, judged=judgements.read() if judged else None)
         with atomic_write(job.out) as file:

@@ -7,11 +7,11 @@ import hashlib
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shortlist.config import NotInJob, SpeedOnly, flag_of
+from shortlist.config import NotInJob, SpeedOnly, flag_of, refuse_idle
 from shortlist.data.answers import ANSWERS, AnswerLog
 from shortlist.data.collections import Collection, copy_corpus, open_collection
 from shortlist.data.formats import full_text, write_qrels, write_queries
@@ -187,6 +187,9 @@ def run(config: Config) -> None:
     prompt = replace(named_prompt(config.writer_prompt), most=config.per_document)
     if prompt.asks != "queries":
         raise UserError(f"--writer-prompt: {prompt.name!r} does not ask for queries; the prompt `queries` does.")
+    if not config.top:
+        names = (*(field.name for field in fields(Sources)), "pipeline")
+        refuse_idle(config, names, "says how to search, and with --top 0 nothing is searched")
     shares, collection = parse_shares(config.split), open_collection(config.collection)
     how = how_to_open(_model(config))
     job = start_job(config, _spec(config, how, collection))

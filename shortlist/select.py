@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from shortlist.config import NotInJob, flag_of
+from shortlist.config import NotInJob, flag_of, refuse_idle
 from shortlist.data.collections import Collection, copy_corpus, open_collection
+from shortlist.data.exclusions import EXCLUDE, Excluded, find_excluded, write_exclusions
 from shortlist.data.files import atomic_write
 from shortlist.data.formats import document_line, full_text, write_qrels, write_queries
 from shortlist.data.groups import open_groups, write_groups
@@ -160,22 +161,24 @@ def _check(config: Config) -> None:
     if config.sample is not None and config.sample <= 0:
         raise UserError(f"--sample is {config.sample:g}; expected a number above 0, such as 0.1.")
     if config.what == "documents":
-        for name in ("groups", "split", "like_split"):
-            if getattr(config, name) != getattr(Config, name):
-                raise UserError(f"{flag_of(name)} is for --what queries.")
+        refuse_idle(config, ("groups", "split", "like_split"), "is for --what queries")
+    elif Path(config.like).suffix == ".txt":
+        refuse_idle(config, ("like_split",), "is for a collection in --like")
 
 
 def _spec(config: Config, pool: Collection) -> JobSpec:
     splits = [config.split] if config.what == "queries" else _judged_splits(pool)
     parts = ("corpus", *(["queries"] if splits else []), *(f"qrels/{split}" for split in splits))
     like = Path(config.like)
-    inputs = {"pool": pool.identity(*parts)}
+    inputs: dict[str, str | list[str]] = {"pool": pool.identity(*parts)}
     if like.suffix == ".txt":
         inputs["like"] = identity(like)
     else:
         inputs["like"] = open_collection(config.like).identity("queries" if config.what == "queries" else "corpus")
     if config.groups is not None:
         inputs["groups"] = identity(config.groups)
+    if lists := [one.identity for split in splits if (one := find_excluded(None, config.pool, split)).source]:
+        inputs["exclude"] = lists
     return JobSpec("select", inputs, folder=True, parts="part-*.npy", writes=("part-*.npy",))
 
 
@@ -298,11 +301,11 @@ def _write_documents(config: Config, source: TextSource, folder: Path, selection
             counts += [bucket_counts(map(full_text, documents), config.buckets)[0] for documents in (kept, random)]
             number += len(some)
             advance(len(kept))
-    _write_judgements(source.collection, folder, doc_ids)
+    _write_judgements(config.pool, source.collection, folder, doc_ids)
     return counts
 
 
-def _write_judgements(collection: Collection, folder: Path, doc_ids: set[str]) -> None:
+def _write_judgements(pool: str, collection: Collection, folder: Path, doc_ids: set[str]) -> None:
     """Write the judgements of kept documents, and the queries that still have a relevant one."""
     queries: dict[str, Query] = {}
     for split in _judged_splits(collection):
@@ -316,8 +319,15 @@ def _write_judgements(collection: Collection, folder: Path, doc_ids: set[str]) -
             queries |= {query.query_id: query for query in found}
             (folder / "qrels").mkdir(exist_ok=True)
             write_qrels(folder / "qrels" / f"{split}.tsv", left)
+            _write_excluded(find_excluded(None, pool, split), folder, split)
     if queries:
         write_queries(folder / "queries.jsonl", queries.values())
+
+
+def _write_excluded(excluded: Excluded, folder: Path, split: str) -> None:
+    """Write the documents that a split's queries may not find, if any."""
+    if excluded.source:
+        write_exclusions(folder / EXCLUDE / f"{split}.jsonl", excluded.by_query)
 
 
 def _write_queries(config: Config, source: TextSource, folder: Path, selection: Selection) -> KeptCounts:
@@ -333,6 +343,7 @@ def _write_queries(config: Config, source: TextSource, folder: Path, selection: 
     (folder / "qrels").mkdir()
     qrels: Qrels = {name: row for name, row in source.collection.qrels(config.split).items() if name in ids}
     write_qrels(folder / "qrels" / f"{config.split}.tsv", qrels)
+    _write_excluded(find_excluded(None, config.pool, config.split), folder, config.split)
     if config.groups is not None:
         groups = [group for group in open_groups(str(config.groups)).groups if group.query_id in ids]
         if not groups:

@@ -5,13 +5,13 @@ import pytest
 
 from shortlist import cut
 from shortlist.data.collections import open_collection
-from shortlist.data.formats import read_qrels, write_qrels
+from shortlist.data.formats import read_qrels, write_corpus, write_qrels, write_queries
 from shortlist.data.manifest import write_manifest
 from shortlist.data.runs import read_run, run_columns, write_run
 from shortlist.errors import UserError
 from shortlist.index.bm25 import BM25Index
 from shortlist.math.risk import control, mean_loss
-from shortlist.records import Hit
+from shortlist.records import Document, Hit, Query
 
 NUM_QUERIES = 30
 
@@ -113,6 +113,19 @@ def test_queries_that_the_run_lacks_count_as_found_nothing(settings: dict):
     options = {"level": 1, "where": "run"}
     needs = cut.needs_of(run_columns(run), read_qrels(settings["qrels"]), "rank", **options)
     assert (needs.num_queries, mean_loss(needs, 3.0)) == (NUM_QUERIES, pytest.approx(2 / NUM_QUERIES))
+
+
+def test_what_a_collection_excludes_counts_neither_as_kept_nor_as_relevant(settings: dict, tmp_path: Path, capsys):
+    folder = tmp_path / "collection"
+    write_qrels(folder / "qrels" / "train.tsv", read_qrels(settings["qrels"]))
+    (folder / "exclude").mkdir()
+    lines = (f"q{number} {doc_id}\n" for number in range(NUM_QUERIES) for doc_id in ("d0", "d3"))
+    (folder / "exclude" / "train.tsv").write_text("".join(lines))
+    write_corpus(folder / "corpus.jsonl", [Document(f"d{number}", "text") for number in range(4)])
+    write_queries(folder / "queries.jsonl", [Query(f"q{number}", "text") for number in range(NUM_QUERIES)])
+    own = settings | {"qrels": None, "collection": str(folder)}
+    rule = calibrated(capsys, **own, recall=0.9)
+    assert (rule["at"], rule["queries"]) == (2, 20)  # d1 and d2 are left, and the queries of d0 have nothing relevant
 
 
 @pytest.mark.slow

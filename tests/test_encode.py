@@ -476,7 +476,8 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(config: encode.Config, 
 def test_one_segment_for_every_document_has_the_vectors_of_whole_documents(
     config: encode.Config, retriever: DenseModel, segments: Any
 ):
-    encode.run(replace(config, segments=segments, window=196, stride=100, shard_size=5))
+    stride = {} if segments == "firstp" else {"stride": 100}
+    encode.run(replace(config, segments=segments, window=196, shard_size=5, **stride))
     names = [f"{document.doc_id}#0" if segments == "maxp" else document.doc_id for document in DOCUMENTS]
     holds(config.out, retriever, [d._replace(doc_id=name) for d, name in zip(DOCUMENTS, names, strict=True)])
 
@@ -512,9 +513,15 @@ def test_the_mean_of_a_documents_segments_is_its_vector(config: encode.Config, r
     np.testing.assert_allclose(stored(config.out), means, atol=1e-6)
 
 
-def test_segments_are_part_of_the_job_and_settings_that_change_nothing_are_not(config: encode.Config):
+def test_segments_are_part_of_the_job_and_settings_that_change_nothing_are_refused(config: encode.Config):
     encode.run(config)
-    encode.run(replace(config, window=99, stride=3))
+    for change, words in (
+        ({"window": 99}, "--window changes nothing with --segments whole"),
+        ({"stride": 3}, "--stride changes nothing with --segments whole"),
+        ({"segments": "firstp", "stride": 3}, "--stride changes nothing with --segments firstp; .* maxp or avgp"),
+    ):
+        with pytest.raises(UserError, match=words):
+            encode.run(replace(config, **change))
     with pytest.raises(UserError, match=r"segments: nothing there, maxp now|segments: whole there, maxp now"):
         encode.run(replace(config, segments="maxp", window=99, stride=3))
     with pytest.raises(UserError, match=r"--window is 5 and --stride 9; expected"):

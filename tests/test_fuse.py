@@ -143,6 +143,15 @@ def test_weights_are_chosen_without_excluded_documents(judged: fuse.Config, tmp_
     assert (results["dev_value"], results["excluded"]) == (1, 6)
 
 
+def test_the_list_of_the_dev_runs_collection_is_read_without_being_named(judged: fuse.Config, tmp_path: Path):
+    folder = Path(str(judged.collection)) / "exclude"
+    folder.mkdir()
+    (folder / "dev.tsv").write_text("q1 wrong\nq2 wrong\nq3 wrong\n")
+    fuse.run(judged)
+    results = json.loads((tmp_path / "out.trec.manifest.json").read_text())["results"]
+    assert (results["dev_value"], results["excluded"]) == (1, 6)
+
+
 def test_dev_runs_of_queries_that_nobody_judged_are_refused(judged: fuse.Config, tmp_path: Path):
     other = tmp_path / "other.trec"
     other.write_text("x1 Q0 right 1 2 x\n")

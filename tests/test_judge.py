@@ -101,6 +101,15 @@ def test_only_holes_are_judged_and_the_output_says_that_a_machine_did_it(tmp_pat
     assert results(tmp_path)["prompt_digest"] == PROMPT.digest()
 
 
+def test_what_a_collection_excludes_is_not_judged_and_takes_no_place(tmp_path: Path, machine: Judge):
+    settings = config(tmp_path)
+    (tmp_path / "collection" / "exclude").mkdir()
+    (tmp_path / "collection" / "exclude" / "test.tsv").write_text("q0 d1\nq1 d4\n")
+    judge.run(settings)
+    expected = {"q0": {"d2": 2, "d3": 3}, "q1": {"d2": 2, "d3": 3}, "q2": {"d3": 3, "d4": 0}}
+    assert read_qrels(tmp_path / "machine.tsv") == expected
+
+
 def test_judgements_that_are_there_keep_their_grades(tmp_path: Path, machine: Judge, capsys):
     judge.run(config(tmp_path, again=True, join=True))
     written = read_qrels(tmp_path / "machine.tsv")

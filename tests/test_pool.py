@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from shortlist import pool
-from shortlist.data.formats import write_qrels
+from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.runs import write_run
 from shortlist.errors import UserError
-from shortlist.records import Hit
+from shortlist.records import Document, Hit, Query
 
 
 def run_of(**doc_ids: str) -> dict:
@@ -40,6 +40,20 @@ def test_what_is_judged_is_left_out_and_the_file_has_the_rest(tmp_path: Path, ca
     assert lines == ["query-id\tcorpus-id\truns\trank", "q1\ta\t1\t1", "q1\td\t1\t2", "q3\ty\t1\t1"]
     pool.run(pool.Config(**settings, qrels=tmp_path / "qrels.tsv"))
     assert "3 pairs of 2 queries without a judgement" in capsys.readouterr().out
+
+
+def test_what_a_collection_excludes_is_not_pooled_and_takes_no_place(tmp_path: Path, capsys):
+    write_run(tmp_path / "run.trec", run_of(q1="abcd"))
+    folder = tmp_path / "collection"
+    write_corpus(folder / "corpus.jsonl", [Document(doc_id, "text") for doc_id in "abcd"])
+    write_queries(folder / "queries.jsonl", [Query("q1", "text")])
+    write_qrels(folder / "qrels" / "test.tsv", {"q1": {"c": 1}})
+    (folder / "exclude").mkdir()
+    (folder / "exclude" / "test.tsv").write_text("q1 a\n")
+    out = tmp_path / "pool.tsv"
+    pool.run(pool.Config(runs=(tmp_path / "run.trec",), collection=str(folder), depth=3, out=out))
+    assert out.read_text().splitlines()[1:] == ["q1\tb\t1\t1", "q1\td\t1\t3"]
+    assert "1 hits do not count" in capsys.readouterr().err
 
 
 def test_no_runs_or_no_depth_is_refused(tmp_path: Path):

@@ -169,6 +169,7 @@ def name_in(body: dict) -> str:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"top": 0, "index": (Path("words"),)}, "--index says how to search, and with --top 0 nothing is searched"),
         ({"per_document": 0}, "--per-document is 0; expected at least 1"),
         ({"writer_prompt": "prp"}, "'prp' does not ask for queries; the prompt `queries` does"),
         ({"min_words": 99}, "no document has 99 words"),

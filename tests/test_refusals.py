@@ -12,6 +12,7 @@ from tiny import Tiny
 from shortlist import index
 from shortlist.cli import main
 
+_RERANK = "rerank --model {reranker} --run {data}/queries.jsonl --collection {data} --out {out}"
 CASES = {
     "serve": "nothing to serve",
     "serve --collection {data} --vectors {words} --retriever models/typo": "models/typo: cannot load a model",
@@ -37,7 +38,7 @@ CASES = {
     "encode --model {retriever} --collection {words} --out {out}": "is the index of `shortlist index`",
     "encode --model {retriever} --collection {data} --out {out} --shard-size 0": "--shard-size is 0",
     "rerank --model {retriever} --run {words} --collection {data} --out {out}": "no such file; expected a run",
-    "rerank --model {reranker} --run {data}/queries.jsonl --collection {data} --out {out} --depth 0": "--depth is 0",
+    _RERANK + " --depth 0": "--depth is 0",
     "verify {data}": "no command of ours wrote it",
     "inspect models/typo": "models/typo: cannot load a model",
     "export {llama} --to onnx --out {out}": "has no contract.json",
@@ -49,6 +50,38 @@ CASES = {
     "index --collection nowhere --out {out}": "nowhere: no such collection",
     "evaluate --runs nowhere.trec --collection {data}": "nowhere.trec",
     "run nowhere.yaml --out {out}": "nowhere.yaml: no such file",
+    # settings that would change nothing
+    _RERANK + " --window 9": "--window changes nothing with --segments whole",
+    _RERANK + " --segments firstp --stride 9": "--stride changes nothing with --segments firstp",
+    _RERANK + " --max-malformed 0.1": "--max-malformed is for methods that ask a language model, not for pointwise",
+    "rerank --method listwise --run {data}/queries.jsonl --collection {data} --out {out} --long-queries skip": (
+        "--long-queries is for --method pointwise, not for listwise"
+    ),
+    "encode --model {retriever} --collection {data} --out {out} --stride 9": "--stride changes nothing",
+    "index --collection {data} --out {out} --dtype bfloat16": "--dtype is for --kind narrow, and BM25 has none",
+    "index --collection {data} --out {out} --vectors {words}": "--vectors is for indexes over vectors",
+    "index --collection {data} --out {out} --model x": "--model is for --check",
+    "index --kind hnsw --vectors {words} --out {out} --k1 1.2": "--k1 is for --kind bm25, and hnsw has none",
+    "index --kind hnsw --vectors {words} --out {out} --collection {data}": "--collection is for --check",
+    "index --kind narrow --vectors {words} --out {out} --split dev": "--split is for --check",
+    "fuse --runs a b --out {out} --collection {data}": "--collection is for --dev-runs, and there are none",
+    "average a b --out {out} --measure AP": "--measure is for --greedy",
+    "convert {data} --out {out} --factor 9": "--factor is for --to impacts and ciff",
+    "lengths --collection {data} --model {llama} --out {out} --split test --sample 9": "--sample is for documents",
+    "pool --runs a --out {out} --split dev": "--split is for --collection, and there is none",
+    "evaluate --runs a --qrels b --split dev": "--split is for --collection, and there is none",
+    "cut calibrate --run a --qrels b --recall 0.9 --out {out} --split dev": "--split is for --collection",
+    "agree --judgements a b --measure AP": "--measure is for --runs, and there are none",
+    "diagnose --run a --collection {data} --contract e5": "--contract is for --model, and there is none",
+    "ask what --collection {data} --demo-folder x": "--demo-folder is for --demo",
+    "mcp --collection {data} --port 9": "--port is for --http",
+    "heads --model {llama} --collection {data} --out {out} --temperature 1": "--temperature is for --method core",
+    "select --pool {data} --like x.txt --size 3 --what queries --out {out} --like-split dev": (
+        "--like-split is for a collection in --like"
+    ),
+    "train retriever --backbone {llama} --collection {data} --out {out} --heldout-docs 9": (
+        "--heldout-docs is for --heldout-split"
+    ),
 }
 """Commands, with words of the error that each of them ends with."""
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from scipy.stats import rankdata
 
 import shortlist.select as select
 from shortlist.data.collections import open_collection
+from shortlist.data.exclusions import find_excluded
 from shortlist.data.formats import write_corpus, write_qrels, write_queries
 from shortlist.data.groups import read_groups, write_groups
 from shortlist.data.manifest import read_manifest
@@ -62,6 +64,17 @@ def test_queries_that_look_alike_are_kept_with_their_groups(pool: Path, capsys: 
     assert open_collection(out).num_docs() == 13
     assert [group.query_id for group in read_groups(out / "groups.jsonl")] == ["q0", "q2", "q4"]
     assert json.loads(capsys.readouterr().out)["kept"] == 3
+
+
+@pytest.mark.parametrize("what", ["documents", "queries"])
+def test_a_selection_keeps_the_list_of_what_queries_may_not_find(pool: Path, what: Any):
+    (pool / "exclude").mkdir()
+    (pool / "exclude" / "train.tsv").write_text("q0 d2\n")
+    select.run(config(pool, what=what, size=3))
+    assert find_excluded(None, str(pool.with_name("out")), "train").by_query == {"q0": frozenset({"d2"})}
+    (pool / "exclude" / "train.tsv").write_text("q0 d4\n")
+    with pytest.raises(UserError, match="another job"):
+        select.run(config(pool, what=what, size=3))
 
 
 def test_an_interrupted_run_does_not_weigh_again(pool: Path, monkeypatch: pytest.MonkeyPatch):

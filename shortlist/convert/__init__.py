@@ -7,6 +7,7 @@ and training data and vectors can be written for other tools. Click logs and fee
 from collections.abc import Callable
 from functools import partial
 
+from shortlist.config import refuse_idle
 from shortlist.convert.clicks import convert_clicks
 from shortlist.convert.documents import convert_documents
 from shortlist.convert.feedback import convert_feedback
@@ -32,6 +33,8 @@ WAYS: dict[str, Callable[[Config], None]] = {
 
 def run(config: Config) -> None:
     """Convert the sources, by what they hold."""
+    if config.to not in ("impacts", "ciff"):
+        refuse_idle(config, ("factor",), "is for --to impacts and ciff")
     layout = _layout(config)
     WAYS.get(layout, partial(convert_records, layout=layout))(config)
 

@@ -19,7 +19,7 @@ from shortlist.data.stores.kinds import Store, open_store
 from shortlist.data.stores.terms import TermReader
 from shortlist.data.stores.tokens import TokenReader
 from shortlist.data.stores.vectors import VectorReader
-from shortlist.errors import UserError
+from shortlist.errors import UserError, check_installed
 from shortlist.progress import progress
 
 NUMBERS_AT_ONCE = 1 << 26
@@ -34,13 +34,18 @@ def convert_store(config: Config) -> None:
             f"{source}: holds vectors; expected this source alone and --to {' or '.join(STORE_LAYOUTS)}, without "
             "--collection and --allow-pickle."
         )
+    if config.to == "ciff":
+        check_installed("--to ciff", {"ciff_toolkit": "--no-deps ciff-toolkit"})
     if not config.factor > 0:
         raise UserError(f"--factor is {config.factor:g}; expected more than 0.")
+    store = open_store(Path(source))
+    if config.to != "arrays":
+        _terms(store, config)  # refuses others, before anything is written
     spec = JobSpec("convert", {"sources": [identity(source)]}, as_if=replace(config, as_=None), folder=True)
     job = start_job(config, spec)
     if not job.done:
         with job.result() as folder:
-            counts = STORE_LAYOUTS[config.to](open_store(Path(source)), folder, config)
+            counts = STORE_LAYOUTS[config.to](store, folder, config)
         job.finish(counts)
 
 

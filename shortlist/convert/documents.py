@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from shortlist.config import at_defaults
+from shortlist.config import at_defaults, refuse_idle
 from shortlist.convert.chunking import FileWork, ReadPart, note_bad, read_files, refuse_lost_source, tokenizer_folder
 from shortlist.convert.settings import OF_CLICKS, OF_TRAINING, Config, refuse_given
 from shortlist.data.chunk_files import (
@@ -40,14 +40,17 @@ def convert_documents(config: Config) -> None:
         UserError: a setting that is of no use, no files, or one that cannot be read, without `skip_bad`.
     """
     refuse_given(config, (*OF_TRAINING, *OF_CLICKS), DOCUMENTS, "for which {} is of no use; leave it out.")
-    check_sizes(config.chunks, config.chunk_size, config.overlap)
+    if config.chunks == "none":
+        refuse_idle(config, ("chunk_size", "overlap"), "is of no use with --chunks none")
+    check_sizes(config.chunk_size, config.overlap)
     columns = parse_table_columns(config.columns)
     found = find_documents(config.sources, without=config.out)
     stamps, lost = _stamped(found, read_known_files(config.out).stamps, config)
     tokenizer = tokenizer_folder(config)
     inputs = {"sources": _identity(found, stamps)} | _tokens(tokenizer)
-    as_if = at_defaults(config, ("as_", *(("chunk_size", "overlap") if config.chunks == "none" else ())))
-    spec = JobSpec("convert", inputs, as_if=as_if, folder=True, update=("sources",), writes=WRITTEN)
+    spec = JobSpec(
+        "convert", inputs, as_if=at_defaults(config, ("as_",)), folder=True, update=("sources",), writes=WRITTEN
+    )
     job = start_job(config, spec)
     known = read_known_files(config.out)
     if job.done:

@@ -77,20 +77,18 @@ def write_ciff(store: TermReader, folder: Path, factor: float) -> dict[str, Any]
     frequencies are expected; a document's length is their sum. Terms are in the order of their bytes.
 
     Raises:
-        UserError: ciff-toolkit is not installed, or two terms have one name.
+        UserError: two terms have one name.
 
     https://arxiv.org/abs/2003.08276
     """
-    try:
-        from ciff_toolkit.ciff_pb2 import (  # pyright: ignore[reportMissingImports]
-            DocRecord,
-            Header,
-            Posting,
-            PostingsList,
-        )
-        from ciff_toolkit.write import CiffWriter  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
-        raise UserError("--to ciff needs ciff-toolkit: pip install --no-deps ciff-toolkit.") from None
+    from ciff_toolkit.ciff_pb2 import (  # pyright: ignore[reportMissingImports]
+        DocRecord,
+        Header,
+        Posting,
+        PostingsList,
+    )
+    from ciff_toolkit.write import CiffWriter  # pyright: ignore[reportMissingImports]
+
     names, weights = store.vocabulary, store.take(np.arange(store.num_docs))
     ends = np.concatenate([[0], np.cumsum(weights.counts)])
     shape = (store.num_docs, store.num_terms)

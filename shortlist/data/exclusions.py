@@ -15,8 +15,9 @@ from shortlist.data.hub import HubCollection
 from shortlist.data.hub_layouts import EXCLUDES_NONE, divide_name
 from shortlist.data.lines import MalformedError, parse_json, parse_lines
 from shortlist.data.manifest import identity
-from shortlist.data.runs import RunColumns
+from shortlist.data.runs import RunColumns, Ties, read_run_columns
 from shortlist.errors import UserError
+from shortlist.progress import say
 from shortlist.records import Hit
 from shortlist.text.segments import document_of
 
@@ -83,6 +84,13 @@ class Excluded(NamedTuple):
     def inputs(self) -> dict[str, str]:
         """Identity of the list under its setting's name, for jobs that read it."""
         return {"exclude": self.identity} if self.source else {}
+
+    def left_of(self, path: Path, *, ties: Ties) -> RunColumns:
+        """Read a run without excluded documents, and say how many hits those were."""
+        run, num_excluded = columns_without(read_run_columns(path, ties=ties), self.by_query)
+        if num_excluded:
+            say(f"{path}: {num_excluded:,} hits do not count, as {self.source} excludes them for their queries.")
+        return run
 
 
 def find_excluded(path: Path | None, collection: str | None, split: str) -> Excluded:

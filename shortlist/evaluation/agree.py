@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shortlist.config import NotInJob
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.files import read_json, write_json
 from shortlist.data.formats import read_qrels
 from shortlist.data.jobs import JobSpec, start_job
@@ -79,6 +79,8 @@ def run(config: Config) -> None:
     for flag, value, least in (("top", config.top, 2), ("resamples", config.resamples, 100)):
         if value < least:
             raise UserError(f"--{flag} is {value}; expected {least} or more.")
+    if not config.runs:
+        refuse_idle(config, ("measure", "top", "resamples", "ties", "names"), "is for --runs, and there are none")
     names = run_names(config.names, config.runs)
     parse_measures([config.measure])
     if config.out is None:

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from shortlist.config import NotInJob
-from shortlist.data.exclusions import columns_without, find_excluded, judged_without
+from shortlist.config import NotInJob, refuse_idle
+from shortlist.data.exclusions import Excluded, find_excluded, judged_without
 from shortlist.data.figures import write_svg
 from shortlist.data.files import atomic_write
 from shortlist.data.headers import read_run_header
 from shortlist.data.jobs import JobSpec, start_job
 from shortlist.data.judgements import Judgements, run_names
 from shortlist.data.manifest import identity, ms_per_query, read_manifest, stages
-from shortlist.data.runs import RunColumns, read_run_columns
+from shortlist.data.runs import RunColumns
 from shortlist.errors import UserError
 from shortlist.evaluation.aspects import (
     Aspects,
@@ -122,6 +122,8 @@ def run(config: Config) -> None:
     if any(by_name.values()) and len(set(names)) < len(names):
         flag = next(flag for flag, given in by_name.items() if given)
         raise UserError(f"--{flag}: two runs have the same name; tell them apart with --names.")
+    if config.collection is None:
+        refuse_idle(config, ("split",), "is for --collection, and there is none")
     _check_aspects(config)
     if not config.runs or not config.measures:
         raise UserError("--runs and --measures each need at least one value.")
@@ -135,10 +137,11 @@ def run(config: Config) -> None:
     judgements = Judgements(config.qrels, config.collection, config.split)
     if config.aspects is None or config.qrels is not None or config.collection is not None:
         judgements.check()
+    excluded = find_excluded(config.exclude, config.collection, config.split)
     if config.out is None:
-        results = _results(config, names, judgements)
+        results = _results(config, names, judgements, excluded)
     else:
-        results = _results_once(config, names, judgements, config.out)
+        results = _results_once(config, names, judgements, excluded, config.out)
     if (config.json or config.csv or config.latex) and (note := machine_note(results)):
         say(f"evaluate: {note} ({results['machine_made']}).")
     if config.json:
@@ -174,17 +177,19 @@ def _check_aspects(config: Config) -> None:
     raise UserError(f"--aspects without a measure that reads them; name one of {', '.join(ASPECT_MEASURES)} with @10.")
 
 
-def _results_once(config: Config, names: Sequence[str], judgements: Judgements, out: Path) -> dict[str, Any]:
+def _results_once(
+    config: Config, names: Sequence[str], judgements: Judgements, excluded: Excluded, out: Path
+) -> dict[str, Any]:
     """Evaluate into a file, or read the file if that is done already."""
     inputs = {"runs": [identity(path) for path in config.runs]}
     inputs |= {} if judgements == Judgements(None, None, config.split) else judgements.identity()
     inputs |= {} if config.aspects is None else {"aspects": identity(config.aspects)}
-    inputs |= find_excluded(config.exclude, config.collection, config.split).inputs
+    inputs |= excluded.inputs
     inputs |= {"stages": json.dumps([stages(path) for path in config.runs])} if config.costs else {}
     job = start_job(config, JobSpec("evaluate", inputs))
     if job.done and config.per_query is None:
         return json.loads(out.read_text("utf-8"))
-    results = _results(config, names, judgements)
+    results = _results(config, names, judgements, excluded)
     with atomic_write(job.out) as file:
         json.dump(results, file, indent=2, ensure_ascii=False)
         file.write("\n")
@@ -194,53 +199,27 @@ def _results_once(config: Config, names: Sequence[str], judgements: Judgements, 
     return results
 
 
-def _results(config: Config, names: Sequence[str], judgements: Judgements) -> dict[str, Any]:
+def _results(config: Config, names: Sequence[str], judgements: Judgements, excluded: Excluded) -> dict[str, Any]:
     plain = [name for name in config.measures if not is_of_aspects(name)]
     parse_measures(plain)  # before big files are read
-    aspects = None if config.aspects is None else read_aspects(config.aspects)
-    if aspects is not None and judgements == Judgements(None, None, config.split):
-        qrels, where = without_aspects(aspects), str(config.aspects)
-    else:
-        qrels, where = judgements.read(), judgements.where
-    excluded = find_excluded(config.exclude, config.collection, config.split)
-    qrels = judged_without(qrels, excluded.by_query)
-    if aspects is not None:
-        aspects = judged_without(aspects, excluded.by_query)
+    judged = _judged(config, judgements, excluded)
     if config.relevance_level == 1:
-        _hint_at_grades(qrels, plain)
-    measures = list(config.measures)
-    if config.condensed:
-        measures = [m for name in measures for m in ([name] if is_of_aspects(name) else with_condensed([name]))]
-    reproduced: list[dict[str, Any]] = []
-
-    def runs() -> Iterator[tuple[str, RunColumns, JudgedHits]]:
-        first = None
-        for name, path in zip(names, config.runs, strict=True):
-            run, num_excluded = columns_without(read_run_columns(path, ties=config.ties), excluded.by_query)
-            if num_excluded:
-                say(
-                    f"{path}: {num_excluded:,} hits do not count, as {excluded.source} excludes them for their queries."
-                )
-            hits = _common(run, qrels, path, where, complete=config.complete)
-            if config.reproductions and first is not None:
-                reproduced.append({"rbo": mean_overlap(first, run)})
-            first = run if first is None and config.reproductions else first
-            yield name, run, hits
-
+        _hint_at_grades(judged.qrels, plain)
+    measures, overlaps = _measures(config), list[float]()
     rows, values = evaluate(
-        runs(),
-        qrels,
+        _runs(config, names, judged, excluded, overlaps),
+        judged.qrels,
         measures,
         relevance_level=config.relevance_level,
         complete=config.complete,
         judged_at=config.judged_at,
         resamples=config.resamples,
-        aspects=aspects,
+        aspects=judged.aspects,
     )
     if config.per_query is not None:
         write_values(config.per_query, values)
-    for row, found in zip(rows[1:], reproduced, strict=False):
-        row["reproduction"] = found | {"rmse": distances(values[rows[0]["name"]], values[row["name"]])}
+    for row, overlap in zip(rows[1:], overlaps, strict=False):
+        row["reproduction"] = {"rbo": overlap, "rmse": distances(values[rows[0]["name"]], values[row["name"]])}
     made_by = judgements.made_by()
     pairs = {} if config.pairs == "none" else compare_pairs(values, config.pairs, resamples=config.resamples)
     return {
@@ -248,7 +227,7 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
         "relevance_level": config.relevance_level,
         "ties": config.ties,
         "judged_at": config.judged_at,
-        "queries": len(qrels),
+        "queries": len(judged.qrels),
         **({"machine_made": made_by, "machine_part": judgements.made_part()} if made_by else {}),
         **({"pairs": {"test": config.pairs, "by_measure": pairs}} if pairs else {}),
         "rows": [
@@ -259,6 +238,51 @@ def _results(config: Config, names: Sequence[str], judgements: Judgements) -> di
             for row, path in zip(rows, config.runs, strict=True)
         ],
     }
+
+
+class CountedJudgements(NamedTuple):
+    """The judgements that count."""
+
+    qrels: Qrels
+    aspects: Aspects | None
+    where: str
+    """Where the judgements are, in messages."""
+
+
+def _judged(config: Config, judgements: Judgements, excluded: Excluded) -> CountedJudgements:
+    """Read the judgements, except of excluded documents."""
+    aspects = None if config.aspects is None else read_aspects(config.aspects)
+    if aspects is not None and judgements == Judgements(None, None, config.split):
+        qrels, where = without_aspects(aspects), str(config.aspects)
+    else:
+        qrels, where = judgements.read(), judgements.where
+    left = None if aspects is None else judged_without(aspects, excluded.by_query)
+    return CountedJudgements(judged_without(qrels, excluded.by_query), left, where)
+
+
+def _measures(config: Config) -> list[str]:
+    """List the measures, with those over condensed lists where they are wanted."""
+    if not config.condensed:
+        return list(config.measures)
+    return [m for name in config.measures for m in ([name] if is_of_aspects(name) else with_condensed([name]))]
+
+
+def _runs(
+    config: Config, names: Sequence[str], judged: CountedJudgements, excluded: Excluded, overlaps: list[float]
+) -> Iterator[tuple[str, RunColumns, JudgedHits]]:
+    """Read each run with its judged hits, without excluded documents.
+
+    Args:
+        overlaps: list to which the overlap of each other run with the first is added, if the runs are reproductions.
+    """
+    first = None
+    for name, path in zip(names, config.runs, strict=True):
+        run = excluded.left_of(path, ties=config.ties)
+        hits = _common(run, judged.qrels, path, judged.where, complete=config.complete)
+        if config.reproductions and first is not None:
+            overlaps.append(mean_overlap(first, run))
+        first = run if first is None and config.reproductions else first
+        yield name, run, hits
 
 
 def _header(run: Path) -> dict[str, Any]:

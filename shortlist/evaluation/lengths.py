@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shortlist.config import NotInJob
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.figures import COLORS, write_svg
 from shortlist.data.files import atomic_write, read_json, write_json
@@ -72,6 +72,8 @@ def run(config: Config) -> None:
         raise UserError(f"--drop-longest is {config.drop_longest}; expected a share from 0 to less than 1.")
     if config.sample is not None and config.sample < 1:
         raise UserError(f"--sample is {config.sample}; expected 1 or more documents.")
+    if config.split is not None:
+        refuse_idle(config, ("sample",), "is for documents, and --split measures queries, all of them")
     collection = open_collection(config.collection)
     folder = open_folder(config.model, weights=False).path
     part = "corpus" if config.split is None else "queries"

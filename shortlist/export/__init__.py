@@ -10,7 +10,7 @@ import tyro
 from shortlist.config import NotInJob
 from shortlist.data.files import optional_json
 from shortlist.data.jobs import JobSpec, start_job
-from shortlist.errors import UserError
+from shortlist.errors import UserError, check_installed
 from shortlist.export.card import write_card
 from shortlist.late import late
 from shortlist.models.files import CONFIG as ADAPTER_CONFIG
@@ -78,6 +78,8 @@ def run(config: Config) -> None:
             f"--to {config.to}: has no place for a query's documents, and {config.model} is a feedback encoder; "
             "expected merged or peft."
         )
+    if config.to == "onnx":
+        check_installed("--to onnx", dict.fromkeys(("onnx", "onnxscript"), "'shortlist[onnx]'"))
     inputs = {"model": folder.identity, "contract": repr(sorted(contract.to_dict().items()))}
     as_if = replace(config, licence=config.licence or None)
     aside = ["README.md"]  # `push` writes another card

@@ -71,12 +71,8 @@ def write_onnx(model: Any, folder: Path, *, source: ModelFolder) -> None:
     input_ids and attention_mask, padded on the right, with any number of rows and tokens.
 
     Raises:
-        UserError: a package is missing, or the model cannot be written as ONNX.
+        UserError: the model cannot be written as ONNX.
     """
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise UserError("--to onnx: needs onnx and onnxscript; pip install 'shortlist[onnx]'.") from None
     role = KINDS[model.kind].role
     if model.kind not in GRAPHS:
         raise UserError(f"{source.name}: a {model.kind} is not written as ONNX; choose another layout.")

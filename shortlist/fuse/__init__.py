@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shortlist.config import NotInJob, at_defaults
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.collections import open_collection
 from shortlist.data.exclusions import (
-    NO_EXCLUSIONS,
+    Excluded,
     Exclusions,
     columns_without,
+    find_excluded,
     judged_without,
-    read_exclusions,
     without_excluded,
 )
 from shortlist.data.files import read_json, write_json
@@ -30,7 +30,7 @@ from shortlist.data.rules import stages_and_models
 from shortlist.data.runs import StoredRun, open_run, read_run, write_run
 from shortlist.errors import UserError, unknown
 from shortlist.evaluation.measure import parse_measures, per_query
-from shortlist.fuse.learning import LEARNERS, importance, make_examples, mean_of, rehearse
+from shortlist.fuse.learning import LEARNERS, check_learner, importance, make_examples, mean_of, rehearse
 from shortlist.math.fusion import FUSIONS, reorder, weight_grid
 from shortlist.progress import say
 from shortlist.records import Hit, Qrels, Run
@@ -71,7 +71,7 @@ class Config:
     reranked run and its first-stage run are mixed only where the reranker has read."""
     exclude: Path | None = None
     """Documents that a query may not find, which are left out before fusing: lines `query document`, or JSON lines with
-    `id` and `excluded_ids` as in BRIGHT."""
+    `id` and `excluded_ids` as in BRIGHT (None: with --dev-runs, what the collection says for --split)."""
     k: int = 1000
     """Documents to keep per query."""
     ties: Literal["trec", "rank"] = "trec"
@@ -146,58 +146,17 @@ def choose_weights(
 
 def run(config: Config) -> None:
     """Fuse the runs and write the result."""
-    if config.method not in {*FUSIONS, LEARNED}:
-        raise UserError(f"--method: {unknown('fusion', config.method, [*FUSIONS, LEARNED])}")
-    if len(config.runs) < 2:
-        raise UserError(f"--runs names {len(config.runs)} file; expected two or more to fuse.")
-    if config.weights is not None and len(config.weights) != len(config.runs):
-        raise UserError(
-            f"--weights has {len(config.weights)} numbers for {len(config.runs)} runs; expected one per run."
-        )
-    if config.dev_runs and (len(config.dev_runs) != len(config.runs) or config.weights is not None):
-        raise UserError(
-            f"--dev-runs names {len(config.dev_runs)} files for {len(config.runs)} runs; expected one per run, in the "
-            "same order, and no --weights, which they choose."
-        )
-    _check_learning(config)
-    for name, value in (("k", config.k), ("depth", 1 if config.depth is None else config.depth)):
-        if value < 1:
-            raise UserError(f"--{name} is {value}; expected 1 or more documents per query.")
-    inputs = {"runs": [identity(path) for path in config.runs]}
-    chosen: dict[str, Any] = {}
+    _check(config)
+    excluded = find_excluded(config.exclude, config.collection, config.split)
     qrels = _dev_qrels(config) if config.dev_runs else {}
-    if config.dev_runs:
-        inputs["dev_runs"] = [*(identity(path) for path in config.dev_runs), sha256(repr(qrels).encode()).hexdigest()]
-    if config.exclude:
-        inputs["exclude"] = [identity(config.exclude)]
-    if config.fuser is not None:
-        inputs["fuser"] = [identity(config.fuser)]
-    as_if = config if config.dev_runs else at_defaults(config, ("collection", "split", "measure"))
-    job = start_job(config, JobSpec("fuse", inputs, as_if=as_if))
+    job = start_job(config, _spec(config, qrels, excluded))
     if job.done:
         if config.method == LEARNED and config.dev_runs:
             print(in_words(_read_again(fuser_path(job.out))))
         return
-    exclude = read_exclusions(config.exclude) if config.exclude else NO_EXCLUSIONS
-    qrels = judged_without(qrels, exclude)
-    if config.method == LEARNED:
-        fuser = read_fuser(config.fuser) if config.fuser else _learn(config, qrels, exclude)
-        _refuse_others(fuser, config)
-        fuse = partial(fuse_first, lambda runs, weights: fuser(runs), depth=config.depth)
-    else:
-        fuse = partial(fuse_first, FUSIONS[config.method], depth=config.depth)
-    weights = config.weights
-    if config.dev_runs and config.method != LEARNED:
-        dev_runs = _judged_runs(config, qrels, exclude)
-        weights, value = choose_weights(dev_runs, qrels, fuse, config.measure)
-        chosen = {"weights": weights, "dev_value": round(value, 6)}
-        say(f"fuse: weights {', '.join(f'{w:g}' for w in weights)}, with {config.measure} {value:.4f} on the dev runs.")
-    runs = [open_run(path, ties=config.ties) for path in config.runs]
-    if config.exclude:
-        pairs = [columns_without(run.columns, exclude) for run in runs]
-        runs, num_excluded = [StoredRun(columns) for columns, _ in pairs], sum(count for _, count in pairs)
-        chosen["excluded"] = num_excluded
-        say(f"fuse: left out {num_excluded:,} hits that {config.exclude} excludes for their queries.")
+    qrels = judged_without(qrels, excluded.by_query)
+    fuse, weights, chosen = _chosen(config, qrels, excluded.by_query)
+    runs, told = _left(config, excluded)
     seconds: list[float] = []
     fused = one_by_one(fuse, runs, weights=weights, seconds=seconds)
     made_by = list(chain.from_iterable(map(stages, config.runs)))
@@ -211,7 +170,73 @@ def run(config: Config) -> None:
         say(f"fuse: {known} of {num_queries} queries are among the judged ones it learned from: measure on others.")
     if in_all < num_queries:
         say(f"fuse: {num_queries - in_all} of {num_queries} queries are missing from at least one run.")
-    job.finish(num_queries=num_queries, in_all_runs=in_all, **chosen, **cost)
+    job.finish(num_queries=num_queries, in_all_runs=in_all, **chosen, **told, **cost)
+
+
+def _check(config: Config) -> None:
+    if config.method not in {*FUSIONS, LEARNED}:
+        raise UserError(f"--method: {unknown('fusion', config.method, [*FUSIONS, LEARNED])}")
+    if len(config.runs) < 2:
+        raise UserError(f"--runs names {len(config.runs)} file; expected two or more to fuse.")
+    if config.weights is not None and len(config.weights) != len(config.runs):
+        raise UserError(
+            f"--weights has {len(config.weights)} numbers for {len(config.runs)} runs; expected one per run."
+        )
+    if config.dev_runs and (len(config.dev_runs) != len(config.runs) or config.weights is not None):
+        raise UserError(
+            f"--dev-runs names {len(config.dev_runs)} files for {len(config.runs)} runs; expected one per run, in the "
+            "same order, and no --weights, which they choose."
+        )
+    if not config.dev_runs:
+        refuse_idle(config, ("collection", "split", "measure"), "is for --dev-runs, and there are none")
+    _check_learning(config)
+    if config.dev_runs:
+        check_learner(config.learner)
+    for name, value in (("k", config.k), ("depth", 1 if config.depth is None else config.depth)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}; expected 1 or more documents per query.")
+
+
+def _spec(config: Config, qrels: Qrels, excluded: Excluded) -> JobSpec:
+    inputs = {"runs": [identity(path) for path in config.runs]}
+    if config.dev_runs:
+        inputs["dev_runs"] = [*(identity(path) for path in config.dev_runs), sha256(repr(qrels).encode()).hexdigest()]
+    if excluded.source:
+        inputs["exclude"] = [excluded.identity]
+    if config.fuser is not None:
+        inputs["fuser"] = [identity(config.fuser)]
+    return JobSpec("fuse", inputs)
+
+
+def _chosen(
+    config: Config, qrels: Qrels, exclude: Exclusions
+) -> tuple[Callable[..., Run], Sequence[float] | None, dict[str, Any]]:
+    """Learn a fusion or choose its weights, where that is wanted.
+
+    Returns:
+        The fusion, the weights, and what to tell of a choice.
+    """
+    if config.method == LEARNED:
+        fuser = read_fuser(config.fuser) if config.fuser else _learn(config, qrels, exclude)
+        _refuse_others(fuser, config)
+        return partial(fuse_first, lambda runs, weights: fuser(runs), depth=config.depth), None, {}
+    fuse = partial(fuse_first, FUSIONS[config.method], depth=config.depth)
+    if not config.dev_runs:
+        return fuse, config.weights, {}
+    weights, value = choose_weights(_judged_runs(config, qrels, exclude), qrels, fuse, config.measure)
+    say(f"fuse: weights {', '.join(f'{w:g}' for w in weights)}, with {config.measure} {value:.4f} on the dev runs.")
+    return fuse, weights, {"weights": weights, "dev_value": round(value, 6)}
+
+
+def _left(config: Config, excluded: Excluded) -> tuple[list[StoredRun], dict[str, int]]:
+    """Read the runs without excluded documents, and count these if there is a list."""
+    runs = [open_run(path, ties=config.ties) for path in config.runs]
+    if not excluded.source:
+        return runs, {}
+    pairs = [columns_without(run.columns, excluded.by_query) for run in runs]
+    num_excluded = sum(count for _, count in pairs)
+    say(f"fuse: left out {num_excluded:,} hits that {excluded.source} excludes for their queries.")
+    return [StoredRun(columns) for columns, _ in pairs], {"excluded": num_excluded}
 
 
 def _without(run: Run, exclude: Exclusions) -> Run:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shortlist.data.fusers import SCORERS, ordered
-from shortlist.errors import UserError
+from shortlist.errors import UserError, check_installed
 from shortlist.evaluation.measure import of_run, per_query
 from shortlist.math.logistic import fit_logistic
 from shortlist.math.run_features import list_features
@@ -50,15 +50,20 @@ def learn_logistic(examples: Sequence[JudgedQuery]) -> dict[str, Any]:
     return {"weights": line.weights.tolist(), "bias": line.bias}
 
 
+def check_learner(name: str) -> None:
+    """Refuse a learner whose package is missing, before anything is written."""
+    if name == "trees":
+        check_installed("--learner trees", {"lightgbm": "'shortlist[learn]'"})
+
+
 def learn_trees(examples: Sequence[JudgedQuery]) -> dict[str, Any]:
     """Learn small trees with LightGBM's LambdaMART.
 
     https://www.microsoft.com/en-us/research/publication/from-ranknet-to-lambdarank-to-lambdamart-an-overview/
     """
-    try:
-        import lightgbm  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError("--learner trees: lightgbm is not installed; pip install 'shortlist[learn]'.") from None
+    check_learner("trees")
+    import lightgbm  # pyright: ignore[reportMissingImports]
+
     data = lightgbm.Dataset(
         np.concatenate([example.features for example in examples]),
         np.concatenate([example.grades for example in examples]),

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shortlist.config import NotInJob, at_defaults
+from shortlist.config import NotInJob, at_defaults, refuse_idle
 from shortlist.data.collections import open_collection
 from shortlist.data.jobs import JobSpec, is_finished, start_job
 from shortlist.data.manifest import identity, read_manifest
 from shortlist.data.outputs import changing, reopen
-from shortlist.errors import UserError, not_given
+from shortlist.errors import UserError, check_installed, not_given
 from shortlist.index.building import build_index, check_parameters_are_known, renew_index
-from shortlist.index.kinds import IndexKind, find_kind
+from shortlist.index.kinds import INDEXES, IndexKind, find_kind
 from shortlist.index.languages import language_name
 from shortlist.progress import duration, say
+from shortlist.rerankers.limits import LimitReachedError
 
 _NEIGHBOURS = "neighbours"
 
@@ -45,6 +46,8 @@ class Config:
     """The server's name of the language model."""
     writer_prompt: str = "tree-node"
     """Name of the prompt that asks for a description."""
+    max_calls: NotInJob[int | None] = None
+    """Most prompts to send to the language model now; the same command goes on."""
     language: str = "english"
     """How BM25 splits text into words: a language or its code (english or en), `code` for source code, `whitespace` for
     text already split. Chinese, Japanese and Korean are split into pairs of characters (and Chinese characters)."""
@@ -99,10 +102,6 @@ def run(config: Config) -> None:
         why = "is exact" if kind.exact else "is not over vectors"
         raise UserError(f"--check compares an approximate index with exact search; {title} {why}.")
     source = _source(config, kind, title)
-    if kind.scoring is None and config.queries is not None:
-        raise UserError(f"--queries is for --kind cur; {title} has none, so leave it out.")
-    if kind.writing is None and (config.writer, config.writer_name, config.writer_prompt) != (None, None, "tree-node"):
-        raise UserError(f"--writer is for --kind tree; {title} has none, so leave it out.")
     opened = _opened(config, kind)
     settings |= opened
     if config.expand is not None or config.phrases != Config.phrases or config.expand_weights is not None:
@@ -110,6 +109,8 @@ def run(config: Config) -> None:
 
         how = {"over_words": config.kind == "bm25", "dry_run": config.dry_run}
         check_expansion(config.expand, config.phrases, weights=config.expand_weights, **how)
+    _refuse_idle(config, kind, title)
+    check_installed(f"--kind {config.kind}", kind.needs)
     if config.dry_run:
         from shortlist.index.forecast import forecast_index
 
@@ -129,7 +130,12 @@ def run(config: Config) -> None:
         if results is None:
             with nullcontext(job.out) if kind.writes else job.result() as folder:
                 how = {"how": config.expand, "count": config.phrases, "weights": config.expand_weights}
-                results = build_index(kind, source, folder, settings, expand=how if config.expand else None)
+                try:
+                    results = build_index(kind, source, folder, settings, expand=how if config.expand else None)
+                except LimitReachedError as reached:
+                    job.pause()
+                    say(f"index: {reached}; the same command goes on.")
+                    return
         _say_what_was_read(kind, source, results)
         job.finish(**results, seconds=round(time.perf_counter() - start, 3))
     elif "changing" in job.manifest:  # an update was interrupted, and what it was for is as before
@@ -139,6 +145,26 @@ def run(config: Config) -> None:
         from shortlist.index.check import check_index
 
         print(check_index(config.out, Path(source), config.model, config.collection, config.split))
+
+
+def _refuse_idle(config: Config, kind: IndexKind, title: str) -> None:
+    """Refuse settings that change nothing in an index of this kind."""
+    if kind.scoring is None:
+        refuse_idle(config, ("queries",), f"is for --kind cur, and {title} has none")
+    if kind.writing is None:
+        names = ("writer", "writer_name", "writer_prompt", "max_calls")
+        refuse_idle(config, names, f"is for --kind tree, and {title} has none")
+    for name in {name for other in INDEXES.values() for name in other.settings} - set(kind.settings):
+        kinds = " and ".join(other for other in INDEXES if name in INDEXES[other].settings)
+        refuse_idle(config, (name,), f"is for --kind {kinds}, and {title} has none")
+    if kind.reads == "corpus":
+        refuse_idle(config, ("vectors",), f"is for indexes over vectors, and {title} is none")
+    elif not config.check and config.writer is None:
+        uses = "--check and --writer" if kind.writing else "--check"
+        refuse_idle(config, ("collection",), f"is for {uses}, as {title} reads --vectors")
+    if not config.check:
+        names = ("split",) if kind.scoring else ("model", "split")
+        refuse_idle(config, names, "is for --check")
 
 
 def is_current(config: Config) -> bool:
@@ -156,7 +182,7 @@ def _opened(config: Config, kind: IndexKind) -> dict[str, Any]:
     if kind.scoring is not None:
         opened["scoring"] = kind.scoring(model=config.model, queries=config.queries)
     if kind.writing is not None:
-        names = ("collection", "writer", "writer_name", "writer_prompt")
+        names = ("collection", "writer", "writer_name", "writer_prompt", "max_calls")
         opened["writing"] = kind.writing(**{name: getattr(config, name) for name in names})
     return {name: value for name, value in opened.items() if value is not None}
 

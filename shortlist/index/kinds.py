@@ -66,14 +66,17 @@ class IndexKind(NamedTuple):
     index's own folder then. The others write into an empty one, whose files move into the index at the end."""
     outdated: Callable[[Path], str | None] | None = None
     """`outdated(folder)`: says why this package or its libraries can no longer use an index (None: they can)."""
+    needs: Mapping[str, str] = {}
+    """Optional packages that it takes, and how pip installs each, by the name that it is imported by."""
     outside: bool = False
     """Whether the index is in a database, and its folder only records where. No trial index is built there."""
     scoring: Callable[..., Any] | None = None
     """`scoring(model=..., queries=...)`: opens what documents are scored by, whose `identities` are inputs of the job;
     `build` gets it as `scoring`, and the number of documents as `num_docs`."""
     writing: Callable[..., Any] | None = None
-    """`writing(collection=..., writer=..., writer_name=..., writer_prompt=...)`: opens the language model that writes
-    texts, with `identities` as those of `scoring`, or gives None; `build` gets it as `writing`."""
+    """`writing(collection=..., writer=..., writer_name=..., writer_prompt=..., max_calls=...)`: opens the language
+    model that writes texts, with `identities` as those of `scoring`, or gives None; `build` gets it as `writing`, and
+    raises LimitReachedError where it may ask no more."""
     forecast: Callable[..., Mapping[str, str]] | None = None
     """`forecast(documents, **settings)`: foretells the cost in words (None: from building over a part)."""
     finder: str | None = None
@@ -90,6 +93,7 @@ def _approximate(kind: str, parameters: str) -> IndexKind:
         parameters=("effort", "refine", "sample", *parameters.split()),
         searching=("effort", "refine"),
         needs_model=True,
+        needs={"faiss": "faiss-cpu"},
         footprint=late("index.parameters", "ann_footprint", kind=kind),
         growth=late("index.parameters", "ann_growth", kind=kind),
     )
@@ -163,6 +167,7 @@ INDEXES: dict[str, IndexKind] = {
         parameters=("postings", "clusters", "energy", "effort", "heap", "refine"),
         searching=("effort", "refine"),
         needs_model=True,
+        needs={"seismic": "'shortlist[sparse]'"},
         title="Seismic",
     ),
     "hnsw": _approximate("hnsw", "links construction bits"),
@@ -194,6 +199,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("index.databases.pgvector", "load_pgvector"),
         open=late("index.databases.pgvector", "open_pgvector"),
         settings=("dsn", "table", "exact"),
+        needs=dict.fromkeys(("psycopg", "pgvector"), "'shortlist[pgvector]'"),
         parameters=("m", "ef_construction"),
         searching=("effort",),
         needs_model=True,
@@ -206,6 +212,7 @@ INDEXES: dict[str, IndexKind] = {
         build=late("index.databases.lance", "load_lance"),
         open=late("index.databases.lance", "open_lance"),
         settings=("uri", "table", "exact"),
+        needs={"lancedb": "'shortlist[lance]'"},
         parameters=("partitions", "sub_vectors"),
         searching=("effort", "refine"),
         needs_model=True,

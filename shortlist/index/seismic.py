@@ -7,7 +7,10 @@ https://arxiv.org/abs/2404.18812
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -73,19 +76,37 @@ def build_seismic(terms: TermReader, folder: Path, *, advance: Advance, **chosen
         names, numbers = list(map(str, block.rows.tolist())), entries.terms.astype(np.int64)
         dataset.add_documents_by_id(names, numbers, entries.weights, offsets.astype(np.int64))
         advance(len(block.rows))
-    index = index_of.build_from_dataset(
-        dataset,
-        n_postings=parameters["postings"],
-        centroid_fraction=parameters["clusters"] / 100,
-        summary_energy=parameters["energy"] / 100,
-    )
     folder.mkdir(parents=True, exist_ok=True)
-    index.save(str(folder / "index"))
+    with silent_stdout():
+        index = index_of.build_from_dataset(
+            dataset,
+            n_postings=parameters["postings"],
+            centroid_fraction=parameters["clusters"] / 100,
+            summary_energy=parameters["energy"] / 100,
+        )
+        index.save(str(folder / "index"))
     (folder / "index.index.seismic").rename(folder / INDEX)
     content = {"num_terms": terms.num_terms, "parameters": parameters, "shard_hashes": terms.shard_hashes}
     with atomic_write(folder / DESCRIPTION) as file:
         json.dump(content, file, indent=2)
     return {"num_entries": terms.num_entries}
+
+
+@contextmanager
+def silent_stdout() -> Iterator[None]:
+    """Drop what a library prints to standard output, past Python.
+
+    Seismic prints a log of each build there, and has no option against that. Errors go to standard error, which stays.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _checked(parameters: dict[str, int]) -> dict[str, int]:

@@ -34,6 +34,7 @@ from shortlist.progress import Advance, progress, say
 from shortlist.records import Document, Hit
 from shortlist.rerankers.asking import QUESTION, ask_each
 from shortlist.rerankers.language import how_to_open, language_model, model_identity
+from shortlist.rerankers.limits import LimitReachedError
 from shortlist.text.answers import said
 from shortlist.text.prompts import Prompt, named_prompt
 
@@ -60,10 +61,12 @@ class Writing:
     """Arguments of `rerankers.opening.open_language_model` that name it."""
     identities: Mapping[str, str]
     """Identities of the corpus, the model and the prompt."""
+    max_calls: int | None = None
+    """Most prompts to send now (None: all)."""
 
 
 def open_writing(
-    *, collection: str | None, writer: str | None, writer_name: str | None, writer_prompt: str
+    *, collection: str | None, writer: str | None, writer_name: str | None, writer_prompt: str, max_calls: int | None
 ) -> Writing | None:
     """Look up the language model that is to describe nodes, if one is.
 
@@ -71,10 +74,13 @@ def open_writing(
         UserError: a setting is missing or says nothing, or there is no such model or prompt.
     """
     if writer is None:
-        for flag, idle in (("--writer-name", writer_name is None), ("--writer-prompt", writer_prompt == "tree-node")):
-            if not idle:
-                raise not_given("--writer", f"{flag} is for a language model that describes nodes")
+        given = {"--writer-name": writer_name, "--max-calls": max_calls}
+        given |= {"--writer-prompt": None if writer_prompt == "tree-node" else writer_prompt}
+        for flag in (flag for flag, value in given.items() if value is not None):
+            raise not_given("--writer", f"{flag} is for a language model that describes nodes")
         return None
+    if max_calls is not None and max_calls < 1:
+        raise UserError(f"--max-calls is {max_calls}; expected at least 1.")
     if collection is None:
         raise not_given("--collection", "--writer reads its documents")
     prompt = named_prompt(writer_prompt)
@@ -89,7 +95,7 @@ def open_writing(
         "writer": model_identity(how)["model"],
         "writer_prompt": prompt.digest(),
     }
-    return Writing(opened, prompt, how, identities)
+    return Writing(opened, prompt, how, identities, max_calls)
 
 
 def build_tree(
@@ -144,7 +150,11 @@ def order_of(vectors: VectorReader) -> str:
 def _write_texts(
     vectors: VectorReader, folder: Path, tree: Tree, arrays: Mapping[str, np.ndarray], writing: Writing
 ) -> dict[str, int]:
-    """Have all nodes but the root described, level by level from below."""
+    """Have all nodes but the root described, level by level from below.
+
+    Raises:
+        LimitReachedError: nodes are left, and no more may be asked now; the log holds what was answered.
+    """
     from shortlist.rerankers.opening import open_language_model
 
     model, shared = open_language_model(prompt=writing.prompt, reads="text", **writing.model)
@@ -155,19 +165,23 @@ def _write_texts(
         del query_id
         return writing.collection.documents(doc_ids)
 
-    fallback = NodeTexts(tree, nearest, vectors.doc_ids, None)
+    fallback, known = NodeTexts(tree, nearest, vectors.doc_ids, None), len(log)
     with progress("describing", tree.num_inner - 1, "nodes") as advance:
         for depth in range(int(tree.depths[-1]) - 1, 0, -1):
             nodes = np.flatnonzero(tree.depths[: tree.num_inner] == depth)
             shown = list(_below(tree, nodes, arrays["centres"], nearest, texts, vectors.doc_ids, fetch))
             asked = [(QUESTION, documents) for documents in shown]
-            for place, answer in ask_each(model, asked, log, shared=shared, advance=advance):
+            left = None if writing.max_calls is None else writing.max_calls - (len(log) - known)
+            for place, answer in ask_each(model, asked, log, shared=shared, max_calls=left, advance=advance):
                 node = int(nodes[place])
                 if text := " ".join(said(answer).split()):
                     texts[node] = Document(f"node {node}", text)
                 else:
                     unread += 1
                     texts[node] = fallback([node], fetch)[node]
+            if any(int(node) not in texts for node in nodes):
+                log.close()
+                raise LimitReachedError(f"{tree.num_inner - 1 - len(texts):,} of {tree.num_inner - 1:,} nodes are left")
     with atomic_write(folder / TEXTS) as file:
         file.writelines(json.dumps([node, texts[node].text], ensure_ascii=False) + "\n" for node in sorted(texts))
     prompt_tokens, answer_tokens = log.num_tokens()

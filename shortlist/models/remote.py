@@ -187,15 +187,6 @@ class Remote:
         """Whether the server gives log-probabilities, found out by asking once."""
         return self._probe() > 0
 
-    def label_log_probs(
-        self, prompts: Sequence[TextOrChat], labels: Sequence[str]
-    ) -> Float[np.ndarray, "prompts labels"]:
-        """Return the log-probability of each label as an answer's first token; see `label_log_probs_stream`."""
-        found = np.full((len(prompts), len(labels)), np.nan)
-        for index, row in self.label_log_probs_stream(prompts, labels):
-            found[index] = row
-        return found
-
     def label_log_probs_stream(
         self, prompts: Sequence[TextOrChat], labels: Sequence[str]
     ) -> Iterator[tuple[int, Float[np.ndarray, " labels"]]]:

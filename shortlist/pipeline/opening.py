@@ -78,9 +78,31 @@ def open_steps(description: Description, opener: Opener | None = None) -> list[S
         if kind.searches_again:
             stage.check(part.name, searched)
         steps.append(step)
-    if description.steps[-1].kind == "compress":
-        say(f"step {description.steps[-1].name!r}: no step behind it reads the shorter texts; leave it out.")
+    say_what_is_unread(description.steps)
     return steps
+
+
+def say_what_is_unread(parts: Sequence[Part]) -> None:
+    """Say which steps shorten texts that no later step reads."""
+    for place, part in enumerate(parts):
+        later = parts[place + 1 :]
+        if part.kind != "compress" or any(map(_reads_texts, later)):
+            continue
+        stored = ", ".join(repr(one.name) for one in later if one.kind == "rank")
+        if stored:
+            say(
+                f"step {part.name!r}: {stored} behind it compares stored vectors of whole documents, so the shorter "
+                "texts change nothing; leave out the vectors there, or this step."
+            )
+        else:
+            say(f"step {part.name!r}: no step behind it reads the shorter texts; leave it out.")
+
+
+def _reads_texts(part: Part) -> bool:
+    """Whether a step reads the texts of documents, and not stored vectors alone."""
+    if part.kind == "rank" and "vectors" in part.settings:
+        return part.method == "embedding" and part.settings.get("window") != 0
+    return part.kind in ("rank", "compress", "feedback", "rewrite")
 
 
 def searched_by(part: Part, description: Description, steps: Sequence[Step]) -> SearchedAgain:

@@ -85,12 +85,12 @@ class EmbeddingReranker:
             prompts = self.retriever.inputs.query_ids([query for query, _ in asked])
         queries = iter(run_model(self.retriever.model, prompts, token_budget=self.token_budget).values.numpy())
         sizes = iter(map(len, prompts))
-        known = self._vectors({document.doc_id: document for _, documents in lists for document in documents})
+        known = self._vectors(document for _, documents in lists for document in documents)
         for _, documents in lists:
             if not documents:
                 yield Scored(np.empty(0, np.int64), np.empty(0, np.float32), 0)
                 continue
-            vectors = np.stack([known[document.doc_id] for document in documents])
+            vectors = np.stack([known[document] for document in documents])
             yield Scored(start + np.arange(len(documents)), cosines(next(queries), vectors), next(sizes))
             start += len(documents)
 

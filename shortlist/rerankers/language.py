@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypedDict
 
-from shortlist.errors import UserError
+from shortlist.errors import UserError, check_installed
 from shortlist.late import late
 from shortlist.math.permutation import Plan, in_both_orders
 from shortlist.models.files import Precision
@@ -173,6 +173,7 @@ def _local(model: LanguageModelSettings) -> dict[str, Any]:
 
 
 def _server(model: LanguageModelSettings) -> dict[str, Any]:
+    check_installed(f"--model {model.get('model')}", {"httpx": "'shortlist[remote]'"})
     if not model.get("model_name"):
         raise UserError("--model-name is missing: the name that the server has for the model.")
     for name in ("precision", "token_budget", "packed", "device"):

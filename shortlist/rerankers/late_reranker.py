@@ -79,9 +79,9 @@ class LateReranker:
 
     def _score_part(self, lists: Sequence[Candidates], start: int) -> Iterator[Scored]:
         queries = self.retriever.encode_queries([query for query, _ in lists], token_budget=self.token_budget)
-        known = self._vectors({document.doc_id: document for _, documents in lists for document in documents})
+        known = self._vectors(document for _, documents in lists for document in documents)
         for query, (_, documents) in zip(queries, lists, strict=True):
-            vectors = [known[document.doc_id] for document in documents]
+            vectors = [known[document] for document in documents]
             counts = np.array([len(one) for one in vectors], dtype=np.int64)
             lowest = -np.linalg.norm(query, axis=1).sum()
             scores = np.full(len(documents), lowest if len(query) else 0.0, dtype=np.float32)

@@ -13,7 +13,7 @@ from shortlist.records import Query
 from shortlist.rerankers.prepared import Prepared, any_query
 from shortlist.text.contract import Adjust, InputContract
 from shortlist.text.inputs import Inputs
-from shortlist.text.segments import PairSegments, segment_contract, unused_settings
+from shortlist.text.segments import PairSegments, refuse_unused, segment_contract, unused_settings
 
 LongQueries = Literal["refuse", "cut"]
 """What to do with a query that leaves no room for a document: refuse it, or cut it to half of a pair."""
@@ -27,8 +27,8 @@ def pointwise(
     max_length: int | None = None,
     layers: int | None = None,
     segments: PairSegments = "whole",
-    window: int = 512,
-    stride: int = 256,
+    window: int | None = None,
+    stride: int | None = None,
     precision: Precision = "fp32",
     token_budget: int | None = None,
     long_queries: LongQueries = "refuse",
@@ -46,16 +46,19 @@ def pointwise(
         layers: of a model with heads behind several layers, the one whose score is read; those above are not computed
             (None: the last).
         segments: part of a document to read: `text.segments.PairSegments`.
-        window: tokens of a segment, query and prompt included.
-        stride: tokens from the beginning of a segment's text to the beginning of the next one's.
+        window: tokens of a segment, query and prompt included (None: 512).
+        stride: tokens from the beginning of a segment's text to the beginning of the next one's (None: 256).
         precision: as for `models.run.for_inference`, and so are `packed` and `device`.
         token_budget: most tokens in one forward pass, padding included (None: chosen for the device).
         long_queries: whether a query that leaves no room for a document is refused or cut to half of a pair.
         adjust: changes the contract before the other settings do.
 
     Raises:
-        UserError: there is no such model, it has no head behind that layer, or the lengths do not fit together.
+        UserError: there is no such model, it has no head behind that layer, the lengths do not fit together, or one of
+            them changes nothing.
     """
+    refuse_unused(segments, [name for name, given in (("window", window), ("stride", stride)) if given is not None])
+    window, stride = 512 if window is None else window, 256 if stride is None else stride
     if model is None:
         raise UserError("--method pointwise needs a --model: a reranker's folder or hub name.")
     folder = open_folder(model, wanted="reranker") if isinstance(model, str) else model

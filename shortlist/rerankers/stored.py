@@ -1,6 +1,6 @@
 """Vectors of candidates: read from a store, or computed where none are stored."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, final
 
@@ -13,7 +13,9 @@ from shortlist.records import Document
 
 @final
 class CandidateVectors:
-    """Gives the vectors of documents by id.
+    """Gives the vectors of documents.
+
+    Two documents may have one id: a text, and what a pipeline has left of it for a query.
 
     Args:
         stored: the store to read (None: all documents are encoded).
@@ -23,16 +25,16 @@ class CandidateVectors:
     def __init__(self, stored: VectorReader | TokenReader | None, encode: Callable[[list[Document]], Any]) -> None:
         self._stored, self._encode = stored, encode
 
-    def __call__(self, documents: Mapping[str, Document]) -> dict[str, Any]:
-        """Read or compute the vectors of documents, whose ids are given."""
-        known: dict[str, Any] = {}
+    def __call__(self, documents: Iterable[Document]) -> dict[Document, Any]:
+        """Read the vectors of documents, by their ids, or compute them, each once."""
+        documents, known = dict.fromkeys(documents), dict[Document, Any]()
         if self._stored is not None:
-            places = {doc_id: self._positions[doc_id] for doc_id in documents if doc_id in self._positions}
+            places = {one: self._positions[one.doc_id] for one in documents if one.doc_id in self._positions}
             order = sorted(places, key=places.__getitem__)  # their order on disk
             known = dict(zip(order, self._stored.take(np.array([places[i] for i in order], np.int64)), strict=True))
-        new = [document for doc_id, document in documents.items() if doc_id not in known]
+        new = [document for document in documents if document not in known]
         if new:
-            known |= zip([document.doc_id for document in new], self._encode(new), strict=True)
+            known |= zip(new, self._encode(new), strict=True)
         return known
 
     @cached_property

@@ -273,12 +273,22 @@ class Service:
 
     def warm_up(self) -> None:
         """Load and compile what the first request would wait for."""
-        if self.retriever is not None:
-            self.batcher.submit(self.retriever.name, self.text_ids(["warm up"], "query")[0]).result()
-        if self.reranker is not None:
-            self.batcher.submit(self.reranker.name, self.pair_ids([("warm up", "warm up")])[0]).result()
+        _for_request(Ticket(self.gate), self._warm_up_models)()
         if self.pipeline is not None:
             self._warm_up_search(self.pipeline)
+
+    def _warm_up_models(self) -> None:
+        """Run every model of the batcher once.
+
+        A search alone would reach none behind a step that finds nothing.
+        """
+        query, document = Query("", "warm up"), Document("", "warm up")
+        for role, models in self._models.items():
+            for model in models:
+                if role == "reranker":
+                    model.score(query, [document])
+                else:
+                    model.encode_queries([query])
 
     def _warm_up_search(self, pipeline: Pipeline) -> None:
         import_module("sqlglot")  # which reads filters

@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple
 from shortlist.config import NotInJob, SpeedOnly, at_defaults, flag_of
 from shortlist.data.collections import Collection, check_collection, open_collection
 from shortlist.data.jobs import JobSpec, is_done, is_finished
-from shortlist.engine import Engine
+from shortlist.engine import Engine, check_engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
 from shortlist.models.folder import ModelFolder, check_model, open_folder
 from shortlist.models.kinds import kind_in
 from shortlist.text.contract import InputContract
-from shortlist.text.segments import Segments, segment_contract, unused_settings
+from shortlist.text.segments import Segments, refuse_unused, segment_contract, unused_settings
 
 STORE_FILES = ("shard-*", "order-*.bin", "snapshot.json", "codebook.safetensors", "vocabulary.json")
 """Patterns of the files of a store."""
@@ -86,6 +86,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: a setting is out of range.
     """
+    check_engine(config.engine)
     if config.shard_size < 1:
         raise UserError(f"--shard-size is {config.shard_size}; expected at least 1.")
     if config.pool_tokens is not None and not config.pool_tokens >= 1:
@@ -115,6 +116,8 @@ def contract_of(config: Config, model: ModelFolder) -> InputContract:
     """
     contract = model.contract("document", config.contract).with_prompt("document", config.prompt)
     _refuse_unused(config, model.name, kind_in(model, contract, "document").used_as)
+    given = [name for name in ("window", "stride") if getattr(config, name) != getattr(Config, name)]
+    refuse_unused(config.segments, given)
     lengths = {"window": config.window, "stride": config.stride, "max_length": config.max_length}
     return model.check_lengths(segment_contract(contract, config.segments, **lengths).with_dims(config.dims))
 

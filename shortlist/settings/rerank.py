@@ -4,15 +4,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from shortlist.config import NotInJob, SpeedOnly, at_defaults
+from shortlist.config import NotInJob, SpeedOnly, at_defaults, refuse_idle
 from shortlist.data.collections import Collection, check_collection, open_collection
 from shortlist.data.jobs import JobSpec, is_done
 from shortlist.data.manifest import identity
-from shortlist.engine import Engine
+from shortlist.engine import Engine, check_engine
 from shortlist.errors import UserError
 from shortlist.models.files import Precision
 from shortlist.models.folder import check_model
-from shortlist.rerankers.kinds import prepare
+from shortlist.rerankers.kinds import RERANKERS, prepare, takes
 from shortlist.rerankers.prepared import Prepared
 from shortlist.text.segments import PairSegments, unused_settings
 
@@ -178,14 +178,14 @@ def check(config: Config) -> None:
     for flag, value in least_one.items():
         if value is not None and value < 1:
             raise UserError(f"--{flag} is {value}; expected at least 1.")
+    check_engine(config.engine)
     if not 0 <= config.max_malformed <= 1:
         raise UserError(f"--max-malformed is {config.max_malformed:g}; expected a share from 0 to 1.")
-    asking = {"max-calls": config.max_calls, "details": config.details, "dry-run": config.dry_run or None}
-    for flag, value in asking.items():
-        if config.method in UNASKED and value is not None:
-            raise UserError(
-                f"--{flag} is for methods that ask a language model, not for {config.method}; leave it out."
-            )
+    if config.method in UNASKED:
+        why = f"is for methods that ask a language model, not for {config.method}"
+        refuse_idle(config, ("max_calls", "max_malformed", "details", "dry_run"), why)
+    if config.long_queries == "skip" and config.method in RERANKERS and not takes(config.method, "long_queries"):
+        raise UserError(f"--long-queries is for --method pointwise, not for {config.method}; leave it out.")
     if config.max_calls is not None and (config.engine == "ray" or (config.workers or 1) > 1):
         raise UserError("--max-calls: calls are counted in one process; leave out --workers and --engine.")
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 import tyro
 
-from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options
-from shortlist.errors import UserError, unknown
+from shortlist.config import NotInJob, SpeedOnly, flag_of, read_options, refuse_idle
+from shortlist.errors import UserError, check_installed, unknown
 from shortlist.models.adapter_settings import ADAPTERS, parse_adapter
 from shortlist.models.kinds import named_kind
 from shortlist.settings.sparsity import parse_regulariser
@@ -287,6 +287,10 @@ def check(config: Config) -> None:
     if config.contract:
         named_contract(config.contract)
     _check_four_bit(config)
+    if config.tensorboard:
+        check_installed("--tensorboard", {"tensorboard": "'shortlist[tensorboard]'"})
+    if config.four_bit:
+        check_installed("--four-bit", {"bitsandbytes": "'shortlist[qlora]'"})
 
 
 def _check_ranges(config: Config) -> None:
@@ -609,6 +613,9 @@ def _check_where_groups_are(config: Config) -> None:
         raise UserError("--mix-temperature: says how --sources are drawn; add them, or leave it out.")
     if config.heldout_collection is not None and config.heldout_split is None:
         raise UserError("--heldout-collection: no split of it is measured; add --heldout-split.")
+    if config.heldout_split is None:
+        names = ("heldout_steps", "heldout_queries", "heldout_docs")
+        refuse_idle(config, names, "is for --heldout-split, and there is none")
 
 
 def _check_refresh(config: Config) -> None:

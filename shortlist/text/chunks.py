@@ -59,7 +59,7 @@ class TextChunk(NamedTuple):
     """Its place in `whole_text`, in characters."""
 
 
-def check_sizes(by: By, size: int, overlap: int) -> None:
+def check_sizes(size: int, overlap: int) -> None:
     """Refuse sizes that do not go together.
 
     Raises:
@@ -69,8 +69,6 @@ def check_sizes(by: By, size: int, overlap: int) -> None:
         raise UserError(f"--chunk-size is {size}; expected at least 1.")
     if not 0 <= overlap <= size // 2:
         raise UserError(f"--overlap is {overlap}; expected 0 to {size // 2}, half of --chunk-size.")
-    if by == "none" and overlap:
-        raise UserError("--overlap is of no use with --chunks none; leave it out.")
 
 
 def whole_text(sections: Sequence[Section]) -> str:

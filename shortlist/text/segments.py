@@ -27,6 +27,21 @@ FEWEST_TOKENS = 8
 """Least room for text in a segment. With less, next to a long title or query, a document is not split."""
 
 
+def refuse_unused(segments: PairSegments, given: Iterable[str]) -> None:
+    """Refuse settings of segments that would change nothing.
+
+    Args:
+        given: which of `window` and `stride` the user has set.
+
+    Raises:
+        UserError: one of them has no effect.
+    """
+    for name in given:
+        if name in unused_settings(segments):
+            wanted = "maxp or avgp" if name == "stride" else "firstp, maxp or avgp"
+            raise UserError(f"--{name} changes nothing with --segments {segments}; leave it out, or say {wanted}.")
+
+
 def segment_contract(
     contract: InputContract, segments: PairSegments, *, window: int, stride: int, max_length: int | None
 ) -> InputContract:
@@ -41,8 +56,8 @@ def segment_contract(
         return contract.with_lengths(document=max_length)
     if max_length is not None:
         raise UserError(f"--max-length is of whole documents; with --segments {segments} say --window.")
-    if segments == "extract":
-        stride = min(max(1, stride), window)  # it has none
+    if "stride" in unused_settings(segments):
+        stride = min(max(1, stride), window)
     if not 1 <= stride <= window:
         raise UserError(f"--window is {window} and --stride {stride}; expected 1 <= stride <= window.")
     return contract.with_lengths(document=window)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from shortlist.data.exclusions import Excluded
 from shortlist.data.formats import write_qrels
 from shortlist.data.runs import read_run, write_run
 from shortlist.errors import UserError
@@ -349,3 +350,10 @@ def test_excluded_documents_do_not_count_in_runs_or_judgements(tmp_path: Path, c
     [found] = json.loads(values.read_text()).values()
     assert found == {"RR@10": {"q1": 1.0, "q2": 0.5}, "R@10": {"q1": 1.0, "q2": 1.0}}
     assert "2 hits do not count" in capsys.readouterr().err
+
+
+def test_the_list_of_a_collection_is_looked_up_once(files: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    looked_up = []
+    monkeypatch.setattr(evaluate, "find_excluded", lambda *how: looked_up.append(how) or Excluded())
+    evaluate.run(evaluate.Config(**files, out=tmp_path / "found.json"))
+    assert len(looked_up) == 1

@@ -76,4 +76,5 @@ def test_token_types_are_refused(tmp_path: Path):
 def test_a_missing_package_is_named(retriever: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"pip install 'shortlist\[onnx\]'"):
-        exported(str(retriever), tmp_path)
+        exported(str(retriever), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -147,7 +147,7 @@ def test_the_cost_is_foretold_without_an_index(config: index.Config, tmp_path: P
         ({"queries": None}, "--queries is missing: cur holds scores of such queries"),
         ({"queries": Path("nowhere.jsonl")}, "--queries nowhere.jsonl: no such file"),
         ({"collection": None}, "--collection is missing"),
-        ({"kind": "bm25"}, "--queries is for --kind cur; BM25 has none"),
+        ({"kind": "bm25"}, "--queries is for --kind cur, and BM25 has none"),
         ({"check": True}, "--check compares an approximate index with exact search; cur is not over vectors"),
         ({"set": ("links=3",)}, "unknown parameter of a cur index 'links'"),
     ],
@@ -203,6 +203,10 @@ def test_a_filter_leaves_out_hits_and_not_anchors():
     run, num_read = search(ranker, anchors=[0, 4, 7], budget=8).search_by_reading(QUERIES[:1], 9, fetch, allowed=only)
     assert {hit.doc_id for hit in run["q0"]} == {"d1", "d2", "d7"}
     assert num_read == {"q0": 5}
+    ranker = Counting()
+    run, num_read = search(ranker, anchors=[0, 4, 7], budget=4).search_by_reading(QUERIES[:1], 9, fetch, allowed=only)
+    assert num_read == {"q0": 4}  # two anchors are hidden, were read, and count
+    assert len(run["q0"]) == 2
 
 
 def test_no_query_and_no_budget_left_are_no_error():

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,22 @@ def test_nodes_are_described_once_even_after_an_interruption(
         index.run(replace(config, writer=None, collection=None))
 
 
+def test_a_limit_of_calls_pauses_and_no_node_is_asked_about_twice(
+    config: index.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    config, writer = replace(config, out=tmp_path / "tree", max_calls=2), with_writer(monkeypatch, Writer())
+    index.run(config)
+    assert len(writer.asked) == 2
+    assert re.search(r"index: \d+ of \d+ nodes are left; the same command goes on", capsys.readouterr().err)
+    assert not (read_manifest(config.out) or {})["complete"]
+    while not (read_manifest(config.out) or {})["complete"]:
+        before = len(writer.asked)
+        index.run(config)
+        assert before < len(writer.asked) <= before + 2
+    assert len(writer.asked) == (read_manifest(config.out) or {})["results"]["calls"]
+    assert len({tuple(names) for names in writer.asked}) == len(writer.asked)
+
+
 def test_a_silent_writer_leaves_the_typical_documents(
     config: index.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -215,8 +232,10 @@ def test_a_silent_writer_leaves_the_typical_documents(
         ({"vectors": None}, "--vectors is missing"),
         ({"collection": None}, "--collection is missing: --writer reads its documents"),
         ({"writer": None, "writer_name": "x"}, "--writer is missing: --writer-name"),
+        ({"writer": None, "max_calls": 2}, "--writer is missing: --max-calls"),
+        ({"max_calls": 0}, "--max-calls is 0; expected at least 1"),
         ({"writer_prompt": "queries"}, "--writer-prompt: 'queries' asks for no text"),
-        ({"kind": "hnsw", "set": ()}, "--writer is for --kind tree; hnsw has none"),
+        ({"kind": "hnsw", "set": ()}, "--writer is for --kind tree, and hnsw has none"),
         ({"set": ("links=3",)}, "unknown parameter of a tree index 'links'"),
     ],
 )

@@ -60,6 +60,13 @@ def failure(action: Callable[[], object]) -> str:
     return message
 
 
+def log_probs(remote: Remote, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    found = np.full((len(prompts), len(labels)), np.nan)
+    for number, row in remote.label_log_probs_stream(prompts, labels):
+        found[number] = row
+    return found
+
+
 def ask(remote: Remote, *texts: str, **settings: Any) -> list[list[str]]:
     return remote.generate(texts or ["hello"], **{"most": 5} | settings)
 
@@ -597,9 +604,9 @@ def test_log_probs_are_read_in_the_shapes_of_the_servers_that_give_them(
     mode, reply = SHAPES[shape]
     local.says(reply)
     with Remote(local.url, "tiny", mode=mode) as remote:
-        found = remote.label_log_probs(["x", "y"], ["A", "B", "C"])
+        found = log_probs(remote, ["x", "y"], ["A", "B", "C"])
         np.testing.assert_allclose(found, [[-1.75, -0.25, np.nan]] * 2)
-        remote.label_log_probs(["z"], ["A"])
+        log_probs(remote, ["z"], ["A"])
         assert remote.gives_log_probs
     assert len(local.bodies) == 4  # the server was tried once
     assert capfd.readouterr().err == (f"{local.url}, model 'tiny': the server gives log-probabilities of 20 tokens.\n")
@@ -635,7 +642,7 @@ def test_fewer_log_probs_are_asked_for_where_twenty_are_refused(local: Local, re
         return Said({"error": {"message": said}}, 400) if body["top_logprobs"] > most else OPENAI_CHAT
 
     local.answer = answer
-    remote.label_log_probs(["x"], ["A"])
+    log_probs(remote, ["x"], ["A"])
     assert local.bodies[-1]["top_logprobs"] == max(count for count in LOG_PROBS if count <= most)
 
 
@@ -648,7 +655,7 @@ def test_a_model_that_refuses_log_probs_gives_none(
 
     local.answer = answer
     assert not remote.gives_log_probs
-    message = failure(lambda: remote.label_log_probs(["x"], ["A"]))
+    message = failure(lambda: log_probs(remote, ["x"], ["A"]))
     assert "the server gives no log-probabilities. Read generated answers instead" in message
     assert capfd.readouterr().err.count("gives no log-probabilities") == 1
     assert len(local.bodies) == len(LOG_PROBS) + 1
@@ -676,7 +683,7 @@ def test_the_word_for_the_limit_costs_no_log_probs(local: Local, remote: Remote)
         return Said({"error": "use max_completion_tokens"}, 400) if "max_tokens" in body else OPENAI_CHAT
 
     local.answer = answer
-    remote.label_log_probs(["x"], ["A"])
+    log_probs(remote, ["x"], ["A"])
     assert local.bodies[-1]["top_logprobs"] == LOG_PROBS[0]
 
 
@@ -719,17 +726,17 @@ def test_wrong_types_among_log_probs_name_no_label(local: Local, remote: Remote,
     bad = chat("A")
     bad["choices"][0]["logprobs"] = {"content": [{"token": "A", "logprob": 0.0, "top_logprobs": top}]}
     local.says(OPENAI_CHAT, bad)
-    assert np.isnan(remote.label_log_probs(["x"], ["A"])).all()
+    assert np.isnan(log_probs(remote, ["x"], ["A"])).all()
 
 
 @pytest.mark.parametrize("labels", [["A", " A"], ["A", ""], [" "]])
 def test_labels_that_cannot_be_told_apart_are_refused(remote: Remote, labels: Sequence[str]) -> None:
-    assert "expected different ones" in failure(lambda: remote.label_log_probs(["x"], labels))
+    assert "expected different ones" in failure(lambda: log_probs(remote, ["x"], labels))
 
 
 def test_no_prompts_ask_nothing(local: Local, remote: Remote) -> None:
     assert remote.generate([], most=1) == []
-    assert remote.label_log_probs([], ["A", "B"]).shape == (0, 2)
+    assert log_probs(remote, [], ["A", "B"]).shape == (0, 2)
     assert local.bodies == []
 
 

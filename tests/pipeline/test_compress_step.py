@@ -16,6 +16,7 @@ from shortlist.data.runs import read_run
 from shortlist.errors import UserError
 from shortlist.evaluation.costs import costs, quality_per_token
 from shortlist.pipeline import Pipeline
+from shortlist.pipeline.opening import say_what_is_unread
 from shortlist.pipeline.shortening import Extracts, Facts, Summaries, Writer, word_spans
 from shortlist.pipeline.spec import parse_description
 from shortlist.pipeline.steps import STEPS, Step
@@ -212,3 +213,25 @@ def test_shorter_texts_that_nothing_reads_are_said(tiny: Tiny, tmp_path: Path, c
     steps = {"words": {"find": "bm25", "index": str(index)}, "short": {"compress": "extract", "words": 3}}
     Pipeline.load(pipeline={"collection": str(tiny.collection), "steps": steps})
     assert "step 'short': no step behind it reads the shorter texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("step", "is_read"),
+    [
+        ({"rank": "embedding", "window": 0}, True),
+        ({"rank": "embedding", "vectors": "v"}, True),  # the prompt shows the first texts
+        ({"rank": "embedding", "vectors": "v", "window": 0}, False),
+        ({"rank": "late", "vectors": "v"}, False),
+        ({"rank": "late"}, True),
+    ],
+)
+def test_shorter_texts_before_stored_vectors_of_whole_documents_are_said(
+    step: dict[str, Any], is_read: bool, capsys: pytest.CaptureFixture[str]
+):
+    steps = {"words": {"find": "bm25"}, "short": {"compress": "extract"}, "again": step | {"model": "m"}}
+    say_what_is_unread(parse_description({"steps": steps}, where="here", collection="c").steps)
+    said = "step 'short': 'again' behind it compares stored vectors of whole documents, so the shorter texts change"
+    assert (said in capsys.readouterr().err) != is_read
+    steps["pairs"] = {"rank": "pointwise", "model": "m"}
+    say_what_is_unread(parse_description({"steps": steps}, where="here", collection="c").steps)
+    assert capsys.readouterr().err == ""

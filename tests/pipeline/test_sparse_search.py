@@ -274,18 +274,22 @@ def test_term_weights_leave_as_an_inverted_index(made, tmp_path):
 
 def test_a_store_leaves_only_for_what_it_holds(made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ciff_toolkit", None)
-    with pytest.raises(UserError, match="--to ciff needs ciff-toolkit: pip install"):
+    with pytest.raises(
+        UserError, match="--to ciff: ciff_toolkit is not installed, which it needs; pip install --no-deps"
+    ):
         convert.run(convert.Config(sources=(str(made / "terms"),), out=tmp_path / "out", to="ciff"))
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="expected this source alone and --to arrays or impacts or ciff or sparsevec"):
         convert.run(convert.Config(sources=(str(made / "terms"),), out=tmp_path / "out", to="tevatron"))
 
 
-def test_seismic_proposes_and_scores_are_exact(tiny, made, best, tmp_path, monkeypatch):
+def test_seismic_proposes_and_scores_are_exact(tiny, made, best, tmp_path, monkeypatch, capfd):
     pytest.importorskip("seismic")
     from shortlist.index import seismic
 
     monkeypatch.setattr(seismic, "FEW_ALLOWED", 0)
     index.run(index.Config(kind="seismic", vectors=made / "terms", out=tmp_path / "index", set=("effort=60",)))
+    assert capfd.readouterr().out == ""  # the library would print a log
     search.run(search.Config(out=tmp_path / "run", k=3, index=(tmp_path / "index",), **flags(tiny, made)))
     search.run(search.Config(out=tmp_path / "exact", k=3, index=(made / "sparse",), **flags(tiny, made)))
     run, exact = read_run(tmp_path / "run"), read_run(tmp_path / "exact")
@@ -298,5 +302,6 @@ def test_seismic_proposes_and_scores_are_exact(tiny, made, best, tmp_path, monke
 
 def test_seismic_is_said_to_be_missing(made, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "seismic", None)
-    with pytest.raises(UserError, match=r"needs pyseismic-lsr: pip install 'shortlist\[sparse\]'"):
+    with pytest.raises(UserError, match=r"--kind seismic: seismic is not .* pip install 'shortlist\[sparse\]'"):
         index.run(index.Config(kind="seismic", vectors=made / "terms", out=tmp_path / "index"))
+    assert not (tmp_path / "index").exists()

@@ -105,6 +105,15 @@ def test_stored_vectors_are_read_and_only_others_are_encoded(
     assert "with 12 stored documents" in repr(stored)
 
 
+def test_a_document_that_was_shortened_for_one_query_is_whole_for_another(retriever: Path):
+    reranker, short = opened(retriever, window=0, prompt=None), DOCUMENTS[0]._replace(text="a kettle")
+    lists = [Candidates(QUERIES[0], [short]), Candidates(QUERIES[1], [DOCUMENTS[0]])]
+    found = [float(scored.scores[0]) for scored in reranker.score_lists(lists)]
+    expected = [float(reranker.score(query, documents)[0]) for query, documents in lists]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found[0] != pytest.approx(float(reranker.score(QUERIES[0], [DOCUMENTS[0]])[0]), abs=1e-5)
+
+
 def test_vectors_of_another_model_or_dimension_are_refused(retriever: Path, tiny: Tiny, tmp_path: Path):
     for name, more in {
         "other": ["--model", str(tiny.retriever)],

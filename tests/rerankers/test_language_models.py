@@ -38,6 +38,9 @@ def refusal(method: str, **settings: Any) -> str:
         ("listwise", {"stride": 0}, "stride must be at least 1, not 0"),
         ("listwise", {"passes": 0}, "with these settings nothing is asked; expected at least 1 (--window, --stride, "),
         ("pairwise", {"top": 0}, "nothing is asked"),
+        ("pairwise", {"sort": "all", "top": 3}, "--top is for --sort heap and bubble, and changes nothing with all"),
+        ("pairwise", {"passes": 3}, "--passes is for --sort sliding, and changes nothing with heap"),
+        ("pairwise", {"sort": "sliding", "top": 3}, "--top is for --sort heap and bubble"),
         ("pairwise", {"sort": "sliding", "passes": 0}, "nothing is asked"),
         ("setwise", {"top": -1}, "nothing is asked"),
         ("setwise", {"window": 0}, "must be at least 1, not -1"),
@@ -81,7 +84,7 @@ def test_settings_say_what_scores_depend_on():
     changes += [{"answers": "logits"}, {"max_length": 100}]
     assert len({settings(), *(settings(**change) for change in changes)}) == 7
     assert settings() == settings(prompt="rank-zephyr", passes=1)
-    assert settings("pairwise", sort="all") == settings("pairwise", sort="all", top=3)  # which has no effect there
+    assert settings("pairwise") == settings("pairwise", sort="heap", top=10)
 
 
 def test_the_identity_of_a_server_is_its_address_and_the_name_of_the_model():

@@ -57,6 +57,8 @@ def test_it_tells_how_well_each_word_of_a_passage_matches(client):
 def test_late_interaction_that_only_reranks_tells_it_too(tiny, steps):
     content = {"collection": str(tiny.collection), "steps": {"words": {"find": "bm25"}, "again": steps["again"]}}
     service = Service(parse_description(content, where="test"))
+    service.warm_up()  # by words the search finds nothing to rerank
+    assert service.metrics.values()['shortlist_batch_texts_total{model="late"}'] >= 1
     alone = Pipeline.load(str(tiny.collection), pipeline={"steps": content["steps"]}).search(QUESTION, 4)
     with TestClient(create_app(service)) as client:
         body = {"query": QUESTION, "k": 4, "explain": True}

@@ -59,6 +59,14 @@ def client(service: Service) -> TestClient:
     return TestClient(create_app(service))
 
 
+def test_models_of_every_kind_are_run_before_the_first_request(service: Service, monkeypatch: pytest.MonkeyPatch):
+    seen, submit = [], service.batcher.submit
+    monkeypatch.setattr(service.batcher, "submit", lambda name, ids: seen.append(name) or submit(name, ids))
+    monkeypatch.setattr(service, "_warm_up_search", lambda pipeline: None)
+    service.warm_up()
+    assert seen == ["sparse"]  # the other one's queries are looked up
+
+
 def test_a_server_finds_what_a_pipeline_and_ask_find(
     tiny: Tiny,
     steps: dict[str, Any],

@@ -143,10 +143,9 @@ def test_a_character_of_more_tokens_than_fit_is_a_chunk_by_itself():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((("headings"), 0, 0), "--chunk-size is 0; expected at least 1."),
-        ((("headings"), 9, 5), "--overlap is 5; expected 0 to 4, half of --chunk-size."),
-        ((("tokens"), 9, -1), "--overlap is -1; expected 0 to 4, half of --chunk-size."),
-        ((("none"), 9, 2), "--overlap is of no use with --chunks none; leave it out."),
+        ((0, 0), "--chunk-size is 0; expected at least 1."),
+        ((9, 5), "--overlap is 5; expected 0 to 4, half of --chunk-size."),
+        ((9, -1), "--overlap is -1; expected 0 to 4, half of --chunk-size."),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(settings: tuple, message: str):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from shortlist.config import NotInJob
+from shortlist.config import NotInJob, refuse_idle
 from shortlist.data.collections import Collection, open_collection
 from shortlist.data.exclusions import columns_without, find_excluded, judged_without
 from shortlist.data.files import read_json, write_json
@@ -117,6 +117,8 @@ def run(config: Config) -> None:
             raise UserError(f"--{flag} is {value}; expected 1 or more.")
     if config.examples < 0:
         raise UserError(f"--examples is {config.examples}; expected 0 or more.")
+    if config.model is None:
+        refuse_idle(config, ("contract",), "is for --model, and there is none")
     parse_measures([config.measure])
     if config.out is None:
         found = diagnose(_task(config))
