@@ -129,7 +129,7 @@ def tables(config: Config, stages: Steps) -> Iterator[tuple[str, dict[str, Steps
             "Late interaction",
             {
                 "late": behind("late"),
-                "feedback: centroids": behind("late", {"feedback": "centroids"}),
+                "feedback: tokens": behind("late", {"feedback": "tokens"}),
             },
         )
     deep = pairs | {"depth": config.depth}
