@@ -16,7 +16,7 @@ from shortlist.rerankers import Candidates
 from shortlist.rerankers.asking import QUESTION, ask_each
 from shortlist.rerankers.models import AnswersQuestions, RawAnswer
 from shortlist.rerankers.opening import open_language_model
-from shortlist.text.answers import REFUSALS, said
+from shortlist.text.answers import text_in
 from shortlist.text.excerpts import encodings
 from shortlist.text.extracts import DECAY, Span, extract, sentences, word_weights
 from shortlist.text.prompts import Prompt
@@ -113,8 +113,7 @@ class Writer:
         """Return the text about each question (None: nothing could be read)."""
         found: list[str | None] = [None] * len(asked)
         for place, answer in ask_each(self.model, asked, self.log, shared=self.shared):
-            text = " ".join(said(answer).split()).strip('"“”')
-            found[place] = None if not any(map(str.isalnum, text)) or REFUSALS.match(text) else text
+            found[place] = text_in(answer)
         unread = found.count(None)
         self.model.costs["malformed"] += unread
         if unread and not self._has_warned:
