@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from shortlist.config import flag_of
+from shortlist.config import flag_of, refuse_idle
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 
@@ -179,9 +179,12 @@ def served_pipeline(config: Config) -> "Description | None":
     from shortlist.pipeline.spec import Sources, from_flags, read_description
 
     if config.pipeline:
+        refuse_idle(config, ("language", "reranker_share"), "is said in the file of --pipeline")
         description = read_description(config.pipeline, collection=config.collection)
         return with_budget(description, config.budget_ms, config.costs)
     if not config.collection:
+        names = ("language", "reranker_share", "budget_ms", "costs")
+        refuse_idle(config, names, "is for a search, and there is no --collection")
         return None
     dense = config.vectors or config.index or not config.bm25
     sources = Sources(
