@@ -1,7 +1,7 @@
 """Stage `mcp`: offer search and reranking as tools, by the Model Context Protocol."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,9 @@ def run(config: Config) -> None:
     searches = config.collection or config.pipeline or config.index or config.vectors or config.model
     if not (searches or config.reranker):
         raise UserError("nothing to offer: give --collection, --pipeline or --reranker.")
+    if not searches:
+        names = (*(field.name for field in fields(Sources)), "depth", "reranker_share")
+        refuse_idle(config, names, "is for a search, and there is no --collection or --pipeline")
     if find_spec("mcp") is None:
         raise UserError("mcp is not installed; pip install 'shortlist[mcp]'.")
     if config.http:

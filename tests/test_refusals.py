@@ -74,6 +74,9 @@ CASES = {
     "agree --judgements a b --measure AP": "--measure is for --runs, and there are none",
     "diagnose --run a --collection {data} --contract e5": "--contract is for --model, and there is none",
     "ask what --collection {data} --demo-folder x": "--demo-folder is for --demo",
+    "mcp --reranker {reranker} --depth 9": "--depth is for a search, and there is no --collection or --pipeline",
+    "serve --reranker {reranker} --reranker-share 0.5": "--reranker-share is for a search",
+    "serve --reranker {reranker} --pipeline x.yaml --language german": "--language is said in the file of --pipeline",
     "mcp --collection {data} --port 9": "--port is for --http",
     "heads --model {llama} --collection {data} --out {out} --temperature 1": "--temperature is for --method core",
     "select --pool {data} --like x.txt --size 3 --what queries --out {out} --like-split dev": (

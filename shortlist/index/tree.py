@@ -35,7 +35,7 @@ from shortlist.records import Document, Hit
 from shortlist.rerankers.asking import QUESTION, ask_each
 from shortlist.rerankers.language import how_to_open, language_model, model_identity
 from shortlist.rerankers.limits import LimitReachedError
-from shortlist.text.answers import said
+from shortlist.text.answers import text_in
 from shortlist.text.prompts import Prompt, named_prompt
 
 TREE, TEXTS, DESCRIPTION = "tree.safetensors", "texts.jsonl", "index.json"
@@ -174,7 +174,7 @@ def _write_texts(
             left = None if writing.max_calls is None else writing.max_calls - (len(log) - known)
             for place, answer in ask_each(model, asked, log, shared=shared, max_calls=left, advance=advance):
                 node = int(nodes[place])
-                if text := " ".join(said(answer).split()):
+                if text := text_in(answer):
                     texts[node] = Document(f"node {node}", text)
                 else:
                     unread += 1
@@ -187,7 +187,7 @@ def _write_texts(
     prompt_tokens, answer_tokens = log.num_tokens()
     counts = {"calls": len(log), "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens, "malformed": unread}
     log.close()
-    say(f"index: {len(texts):,} nodes described in {counts['calls']:,} calls; {unread:,} answers were empty.")
+    say(f"index: {len(texts):,} nodes described in {counts['calls']:,} calls; {unread:,} answers could not be read.")
     return counts
 
 

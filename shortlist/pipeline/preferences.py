@@ -8,10 +8,10 @@ import numpy as np
 
 from shortlist.data.preferences import Preference
 from shortlist.models.generator import Generator
-from shortlist.pipeline.shortening import text_in
 from shortlist.rerankers import Candidates, Ranker
 from shortlist.rerankers.lists import score_lists
 from shortlist.rerankers.models import TOKENS_AT_ONCE, LocalModel, RawAnswer
+from shortlist.text.answers import text_in
 from shortlist.text.batching import batches_by_size
 from shortlist.text.rendering import QueryAndShown
 

@@ -16,7 +16,7 @@ from shortlist.rerankers import Candidates
 from shortlist.rerankers.asking import QUESTION, ask_each
 from shortlist.rerankers.models import AnswersQuestions, RawAnswer
 from shortlist.rerankers.opening import open_language_model
-from shortlist.text.answers import REFUSALS, said
+from shortlist.text.answers import text_in
 from shortlist.text.excerpts import encodings
 from shortlist.text.extracts import DECAY, Span, extract, sentences, word_weights
 from shortlist.text.prompts import Prompt
@@ -94,12 +94,6 @@ class Counted:
             self.costs["prompt_tokens"] += sum(reply.prompt_tokens for reply in replies.values())
             self.costs["answer_tokens"] += sum(reply.answer_tokens for reply in replies.values())
             yield replies
-
-
-def text_in(answer: str) -> str | None:
-    """Return an answer's text on one line; None for a refusal or nothing."""
-    text = " ".join(said(answer).split()).strip('"“”')
-    return None if not any(map(str.isalnum, text)) or REFUSALS.match(text) else text
 
 
 @final

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from shortlist.config import flag_of
+from shortlist.config import flag_of, refuse_idle
 from shortlist.engine import Engine
 from shortlist.errors import UserError
 
@@ -130,8 +130,7 @@ def check_servable(config: Config) -> None:
     for name in ("workers", "queue_requests", "queue_tokens", "timeout_seconds"):
         if getattr(config, name) <= 0:
             raise UserError(f"{flag_of(name)} is {getattr(config, name)}; expected more than 0.")
-    if served_pipeline(config) is None and (config.budget_ms or config.target_quality or config.costs):
-        raise UserError("a budget or target is for searches, and nothing is searched; give --pipeline or --collection.")
+    served_pipeline(config)
 
 
 def check_there(config: Config) -> None:
@@ -188,8 +187,11 @@ def served_pipeline(config: Config) -> "Description | None":
 
     said = Budget(config.budget_ms, config.target_quality, config.costs)
     if config.pipeline:
+        refuse_idle(config, ("language", "reranker_share"), "is said in the file of --pipeline")
         return with_budget(read_description(config.pipeline, collection=config.collection), said)
     if not config.collection:
+        names = ("language", "reranker_share", "budget_ms", "target_quality", "costs")
+        refuse_idle(config, names, "is for a search, and there is no --collection")
         return None
     dense = config.vectors or config.index or not config.bm25
     sources = Sources(

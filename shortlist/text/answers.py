@@ -57,6 +57,12 @@ def said(answer: str) -> str:
     return "" if "<think>" in tail and not ended else tail.strip()
 
 
+def text_in(answer: str) -> str | None:
+    """Return an answer's text on one line; None for a refusal or nothing."""
+    text = " ".join(said(answer).split()).strip('"“”')
+    return None if not any(map(str.isalnum, text)) or REFUSALS.match(text) else text
+
+
 def queries_in(answer: str) -> list[str]:
     """Return an answer's lines without numbers, bullets and quotation marks: its queries."""
     lines = (

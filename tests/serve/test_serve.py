@@ -28,7 +28,7 @@ WORDS: dict[str, Any] = {"collection": "any", "bm25": Path("any")}
         ({"pipeline": Path("any.yaml")}, "any.yaml: no such file"),
         (WORDS | {"retriever_contract": "bert"}, "--retriever-contract without --retriever"),
         (WORDS | {"reranker_contract": "bert"}, "--reranker-contract without --reranker"),
-        ({"retriever": "any", "budget_ms": 5.0}, "a budget or target is for searches, and nothing is searched"),
+        ({"retriever": "any", "budget_ms": 5.0}, "--budget-ms is for a search, and there is no --collection"),
         (WORDS | {"reranker_share": 1.5}, "--reranker-share is 1.5; expected 0 to 1"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.text.answers import MALFORMED, PARSES, Choices, bad_tags, grade_place, plain_digits
+from shortlist.text.answers import MALFORMED, PARSES, Choices, bad_tags, grade_place, plain_digits, text_in
 from shortlist.text.prompts import named_prompt, prompts
 
 NAN = math.nan
@@ -275,3 +275,17 @@ def test_tags_that_are_missing_repeated_or_out_of_order_are_counted(answer: str,
 
 def test_without_tags_that_are_asked_for_none_is_bad():
     assert bad_tags("<x>[1]", ()) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ('<think>hm</think> "two\nlines"', "two lines"),
+        ("I'm sorry, I can't", None),
+        (" ... ", None),
+        ("<think>never ended", None),
+        ("they said: I am sorry", "they said: I am sorry"),
+    ],
+)
+def test_a_text_is_read_on_one_line_and_a_refusal_is_none(answer: str, text: str | None):
+    assert text_in(answer) == text
