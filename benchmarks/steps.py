@@ -5,7 +5,8 @@
 
 Each table begins with a plain pipeline, and each row of it is one that has a step more or another instead, over the
 same queries. Rows are compared by a randomisation test of paired differences. `read` are the documents that a reranker
-or a tree's walker has read for a query, `tokens` what models have read and written, milliseconds those of all steps.
+or a tree's walker has read for a query, `calls` a language model's answers, `tokens` what the models of these have read
+and written, milliseconds those of all steps.
 """
 
 import random
@@ -56,6 +57,8 @@ class Config:
     """How the index splits texts into words, as for `shortlist index`."""
     depth: int = 100
     """Candidates that pairs are read of, and the budget of a search by the reranker alone."""
+    iterations: int = 5
+    """Rounds of a language model's walk of a tree."""
     few: int = 10
     """Candidates that a language model shortens or puts in order."""
     work: Path
@@ -70,6 +73,8 @@ def first_stages(config: Config) -> Steps:
     index.run(index.Config(collection=collection, out=work / "bm25", language=config.language))
     encode.run(encode.Config(collection=collection, model=config.retriever, out=work / "vectors"))
     index.run(index.Config(kind="tree", vectors=work / "vectors", out=work / "tree"))
+    how: dict[str, Any] = {"kind": "tree", "writer": config.writer, "vectors": work / "vectors"}
+    index.run(index.Config(collection=collection, out=work / "described", **how))
     deep, vectors = {"depth": 1000}, {"vectors": str(work / "vectors")}
     stages = {
         "words": {"find": "bm25", "index": str(work / "bm25"), **deep},
@@ -77,15 +82,15 @@ def first_stages(config: Config) -> Steps:
         "branches": {"find": "tree", "index": str(work / "tree"), "walker": "vectors", "model": config.retriever},
         "read": {"find": "tree", "index": str(work / "tree"), "walker": "pointwise", "model": config.reranker}
         | {"budget": config.depth},
+        "described": {"find": "tree", "index": str(work / "described"), "walker": "listwise", "model": config.writer}
+        | {"iterations": config.iterations},
         "axn": {"find": "cur", **vectors, "retriever": config.retriever, "model": config.reranker}
         | {"budget": config.depth},
     }
     if config.anchors:
-        how: dict[str, Any] = {"kind": "cur", "queries": config.anchors, "model": config.reranker}
+        how = {"kind": "cur", "queries": config.anchors, "model": config.reranker}
         index.run(index.Config(collection=collection, out=work / "cur", **how))
-        anchors = min(20, config.depth // 4)
-        cur = {"find": "cur", "index": str(work / "cur"), "model": config.reranker, "anchors": anchors}
-        stages["cur"] = cur | {"budget": config.depth}
+        stages["cur"] = stages["axn"] | {"index": str(work / "cur")}
     if config.late:
         encode.run(encode.Config(collection=collection, model=config.late, out=work / "tokens"))
         stages["late"] = {"find": "late", "model": config.late, "vectors": str(work / "tokens"), **deep}
@@ -174,6 +179,7 @@ def tables(config: Config, stages: Steps) -> Iterator[tuple[str, dict[str, Steps
             "rank: likelihood": behind("words", likelihood | few),
             "compress: extract, rank: likelihood": behind("words", short[0] | few, likelihood | few),
             "rank: context": behind("words", {"rank": "context", **writer} | few),
+            "find: tree, described": {"tree": stages["described"]},
             "compress: extract, rank: context": behind("words", short[0] | few, {"rank": "context", **writer} | few),
         },
     )
@@ -188,8 +194,13 @@ class Row:
         for first in range(0, len(queries), AT_ONCE):
             trace = pipeline.trace(queries[first : first + AT_ONCE], 1000)
             run |= trace.last.run
-            self.tokens += sum(found.num_tokens for found in trace.found.values())
+            stages = {step.name: step.stage for step in pipeline.steps}
+            read = (found.num_tokens for name, found in trace.found.items() if not hasattr(stages[name], "costs"))
+            self.tokens += sum(read)
             self.read += sum(sum(found.num_read.values()) for found in trace.found.values())
+        asked = [step.stage.costs() for step in pipeline.steps if hasattr(step.stage, "costs")]
+        self.calls = sum(one.get("calls", 0) for one in asked)
+        self.tokens += sum(one.get("prompt_tokens", 0) + one.get("answer_tokens", 0) for one in asked)
         self.seconds = time.perf_counter() - start
         self.values = per_query(run, judged, MEASURES, complete=True)
 
@@ -207,7 +218,7 @@ class Row:
                 if measure == MEASURES[0]:
                     hurt = f"{(gained > 0).sum()} / {(gained < 0).sum()}"
         count = len(self.values[MEASURES[0]])
-        return [*shown, hurt, f"{self.read / count:,.0f}", f"{self.tokens / count:,.0f}",
+        return [*shown, hurt, f"{self.read / count:,.0f}", f"{self.calls / count:,.1f}", f"{self.tokens / count:,.0f}",
                 f"{1000 * self.seconds / count:,.1f}"]  # fmt: skip
 
 
@@ -223,7 +234,7 @@ def main(config: Config) -> None:
     stages = first_stages(config)
     models = f"retriever {config.retriever}, reranker {config.reranker}, language model {config.writer}"
     sections = [f"{len(queries)} queries of {config.collection}; {models}."]
-    columns = ["pipeline", *MEASURES, f"{MEASURES[0]} helped / hurt", "read", "tokens", "ms a query"]
+    columns = ["pipeline", *MEASURES, f"{MEASURES[0]} helped / hurt", "read", "calls", "tokens", "ms a query"]
     for title, pipelines in tables(config, stages):
         rows, plain = [], None
         for name, steps in pipelines.items():

@@ -10,7 +10,7 @@ import numpy as np
 
 from shortlist.data.allowed import Allowed
 from shortlist.errors import UserError
-from shortlist.index.protocols import EmbedsDocuments, FirstStage
+from shortlist.index.protocols import EmbedsDocuments, FirstStage, StatesCosts
 from shortlist.math.feedback import vector_average
 from shortlist.models.files import Precision
 from shortlist.pipeline.feedback import Revision, SearchedAgain, check_searched
@@ -49,6 +49,10 @@ class PassageWriter:
         written = {text: passage or "" for text, passage in zip(asked, texts, strict=True)}
         return [written.get(query.text, "") for query in queries]
 
+    def costs(self) -> dict[str, int]:
+        """Return the calls, tokens and malformed answers so far, by the names of `data.manifest.stages`."""
+        return dict(self._writer.model.costs) if self._writer else {}
+
 
 class PassageSearch(NamedTuple):
     """A way to search by queries and their passages."""
@@ -84,6 +88,10 @@ class Rewriting:
     def __call__(self, revision: Revision, k: int, allowed: Allowed | None) -> list[list[Hit]]:
         """Find the k best documents for each query."""
         return self.how.search(revision, self.write(revision.queries), k, allowed)
+
+    def costs(self) -> dict[str, int]:
+        """Return what was asked to write the passages, by the names of `data.manifest.stages`."""
+        return self.write.costs() if isinstance(self.write, StatesCosts) else {}
 
 
 def by_passage_vectors(revision: Revision, passages: Sequence[str], k: int, allowed: Allowed | None) -> list[list[Hit]]:

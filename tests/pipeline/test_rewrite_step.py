@@ -102,6 +102,8 @@ def test_runs_say_which_model_wrote(tiny, built, speaker, tmp_path):
     assert read_run(tmp_path / "run").keys() == {query.query_id for query in QUERIES}
     stages = read_manifest(tmp_path / "run")["results"]["stages"]
     assert stages[0]["model"] == Opener().folder(str(tiny.speaker)).identity
+    costs = {name: stages[0][name] for name in ("calls", "prompt_tokens", "answer_tokens", "malformed")}
+    assert costs == {"calls": 12, "prompt_tokens": 84, "answer_tokens": 36, "malformed": 2}
 
 
 def test_a_description_is_written_as_it_was_read(tiny, built):
