@@ -36,7 +36,9 @@ from shortlist.rerankers.reranker import Reranker
 from shortlist.settings.encode import Config as EncodeConfig
 
 DEPTHS = (1, 10, 100)
-SHOWN = (25, 50, 100, 150, 200, 300, 400, 500)
+SHOWN = (50, 100, 150, 200, 300, 400, 500)
+ENOUGH = 0.995
+"""Recall from which larger budgets are not tried."""
 TARGETS = (0.5, 0.8, 0.9, 0.95)
 ROUNDS = 5
 NONE = np.empty(0, dtype=np.int64)
@@ -69,7 +71,7 @@ class Config:
     """Anchor queries."""
     language: str = "english"
     """How BM25 splits texts into words."""
-    step: int = 25
+    step: int = 50
     """Budgets are tried in steps of so many pairs."""
     out: Path | None = None
     """Markdown file to write too; the curves are written beside it as SVG."""
@@ -142,6 +144,10 @@ def recalls(reads: Reads, best: np.ndarray, budgets: Sequence[int]) -> dict[int,
     """Compute the share of each query's true k best that are read, by k, for each budget."""
     found: dict[int, list[float]] = {k: [] for k in DEPTHS}
     for budget in budgets:
+        if found[1] and min(found[k][-1] for k in DEPTHS) >= ENOUGH:
+            for values in found.values():
+                values.append(values[-1])
+            continue
         seen = [set(reads(query, budget).tolist()) for query in range(len(best))]
         for k in DEPTHS:
             found[k].append(float(np.mean([len(seen[q] & {*best[q, :k].tolist()}) / k for q in range(len(best))])))

@@ -59,8 +59,12 @@ class Config:
     """Candidates that pairs are read of, and the budget of a search by the reranker alone."""
     iterations: int = 5
     """Rounds of a language model's walk of a tree."""
+    walked: int = 20
+    """Queries for which it walks."""
     few: int = 10
     """Candidates that a language model shortens or puts in order."""
+    words: int = 48
+    """Words of a shorter text."""
     work: Path
     """Folder for indexes and vectors; what is there is not made again."""
     out: Path | None = None
@@ -153,11 +157,11 @@ def tables(config: Config, stages: Steps) -> Iterator[tuple[str, dict[str, Steps
         },
     )
     few = {"depth": config.few}
-    short = [{"compress": "extract", "words": 48}, {"compress": "summary", "prompt": "summary-alone", **writer}]
+    short = [{"compress": how, "words": config.words} for how in ("extract", "summary")]
     facts = {"compress": "facts", "model": config.retriever, "keep": 3}
     ways = {
         "extract": short[0],
-        "summary": short[1],
+        "summary": short[1] | writer,
         "facts": facts,
         "facts, with a draft": facts | {"writer": config.writer},
     }
@@ -179,9 +183,12 @@ def tables(config: Config, stages: Steps) -> Iterator[tuple[str, dict[str, Steps
             "rank: likelihood": behind("words", likelihood | few),
             "compress: extract, rank: likelihood": behind("words", short[0] | few, likelihood | few),
             "rank: context": behind("words", {"rank": "context", **writer} | few),
-            "find: tree, described": {"tree": stages["described"]},
             "compress: extract, rank: context": behind("words", short[0] | few, {"rank": "context", **writer} | few),
         },
+    )
+    yield (
+        f"A described tree, {config.walked} queries",
+        {"vectors": behind("dense"), "find: tree, by a language model": {"tree": stages["described"]}},
     )
 
 
@@ -239,7 +246,8 @@ def main(config: Config) -> None:
         rows, plain = [], None
         for name, steps in pipelines.items():
             try:
-                row = Row(config, steps, queries, judged)
+                few = queries[: config.walked] if "described tree" in title else queries
+                row = Row(config, steps, few, {query.query_id: judged[query.query_id] for query in few})
             except UserError as error:  # whole texts may be too long for one context
                 rows.append([name, str(error).partition(";")[0], *["-"] * (len(columns) - 2)])
                 continue
