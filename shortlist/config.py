@@ -235,7 +235,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}; expected `name: value` lines.")
+        found = "is empty" if content is None else f"holds {type(content).__name__}"
+        raise UserError(f"{path}: {found}; expected `name: value` lines.")
     return content
 
 

@@ -71,7 +71,7 @@ class Config:
     max_length: int | None = None
     """Most tokens of a prompt with its answer (None: the model's limit, or 4,096 if it has none)."""
     precision: Precision = "fp32"
-    """Number format of the language model: fp32, bf16 or fp16."""
+    """Number format of the language model: fp32, bf16 or int8."""
     token_budget: SpeedOnly[int | None] = None
     """Most tokens in one forward pass, padding included (None: chosen for the device)."""
     max_calls: NotInJob[int | None] = None

@@ -287,13 +287,14 @@ def depth_losses(
     A step that the choice leaves out has its other numbers from the best setting with that step.
 
     Returns:
-        By number, such as `pairs.depth`: its values, each with its cost, its quality on all queries, and what it loses
-        to the best of them.
+        By number, such as `pairs.depth`: its values, the described one too, each with its cost, its quality on all
+        queries, and what it loses to the best of them.
     """
     found = {}
+    own = {f"{part.name}.depth": part.depth for part in simulation.description.steps}
     for name in dict.fromkeys(name for numbers in tried.settings for name in numbers if name.endswith(".depth")):
         step = name.removesuffix("depth")
-        values = sorted({numbers[name] for numbers in tried.settings if name in numbers})
+        values = sorted({numbers.get(name, own.get(name)) for numbers in tried.settings} - {None})
         base = chosen if chosen.get(name) != 0 else {**chosen, **_own_numbers(tried, step)}
         points = []
         for depth in values:

@@ -130,7 +130,7 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(settings: dict, messag
         ("a: [1\n", "not YAML"),
         ("\tx", "not YAML"),
         ("- a\n- b\n", "holds list; expected `name: value` lines"),
-        ("", "holds NoneType"),
+        ("", "is empty; expected `name: value` lines"),
         ("a: !!python/object/apply:os.getcwd []\n", "not YAML"),
     ],
 )

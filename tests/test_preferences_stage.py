@@ -65,7 +65,9 @@ def test_after_an_interruption_nothing_is_asked_or_judged_again(
     preferences.run(config(out=tmp_path / "whole.jsonl"))
     assert not (tmp_path / "pairs.jsonl").exists()
     preferences.run(config(max_calls=2))
-    assert "4 documents are left; the same command goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"preferences: {tmp_path / 'pairs.jsonl'} is not finished\n" in said
+    assert "4 documents are left; the same command goes on" in said
     preferences.run(config(max_calls=4))
     whole, pairs = (tmp_path / name for name in ("whole.jsonl", "pairs.jsonl"))
     assert pairs.read_bytes() == whole.read_bytes()

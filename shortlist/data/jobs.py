@@ -114,7 +114,7 @@ class Job:
         """
         write_manifest(self.out, self.manifest | {"results": results | {"peak_bytes": peak_bytes()}})
         self._release()
-        say(f"{self.manifest['stage']}: wrote {self.out}")
+        say(f"{self.manifest['stage']}: {self.out} is not finished")
 
     def finish(
         self, counts: Mapping[str, Any] | None = None, *, digests: Mapping[str, str] | None = None, **results: Any
