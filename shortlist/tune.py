@@ -59,7 +59,8 @@ SHALLOW = 4
 @dataclass(frozen=True, kw_only=True)
 class Config:
     pipeline: Path
-    """YAML file of the pipeline (docs/pipelines.md); the depths in it are the greatest that are tried."""
+    """YAML file of the pipeline (docs/pipelines.md); the depths in it are the greatest that are tried unless --vary
+    names greater ones."""
     out: NotInJob[Path]
     """Folder for pipeline.yaml, the chosen pipeline, and costs.json, the front and the cost of each step."""
     collection: str | None = None
@@ -394,7 +395,13 @@ def _checked_k(config: Config) -> int:
         raise UserError(f"--k is {config.k}; expected at least 1.")
     if config.queries is not None and config.qrels is None:
         raise UserError("--queries without --qrels: the judgements of these queries are missing.")
+    for flag, held in {"queries": "queries", "qrels": "judgements"}.items():
+        path = getattr(config, flag)
+        if path is not None and not path.is_file():
+            raise UserError(f"--{flag} {path}: no such file; expected {held}.")
     check_budget(config.budget_ms, config.target_quality)
+    if (config.target_quality or 0) > 1 and not config.measure.startswith("Num"):
+        raise UserError(f"--target-quality is {config.target_quality:g}; {config.measure} is never above 1.")
     if config.target_quality is not None and config.errors != Config.errors:
         raise UserError(
             "--errors with --target-quality: the target itself says what is good enough; leave out --errors."

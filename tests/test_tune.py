@@ -247,6 +247,8 @@ def test_the_greatest_depths_come_first():
         ({"budget_ms": -1.0}, "--budget-ms is -1; expected more than 0"),
         ({"budget_ms": 1.0, "target_quality": 0.5}, "--budget-ms with --target-quality"),
         ({"errors": 0.0, "target_quality": 0.5}, "--errors with --target-quality"),
+        ({"target_quality": 1.5}, r"--target-quality is 1.5; nDCG@10 is never above 1"),
+        ({"qrels": Path("none.tsv")}, r"--qrels none.tsv: no such file; expected judgements"),
         ({"queries": Path("q.jsonl")}, "--queries without --qrels"),
         ({"folds": 100}, "expected at least --folds 100"),
     ],

@@ -47,7 +47,7 @@ def _table(results: Mapping[str, Any]) -> Any:
     if note := machine_note(results):
         caption += f"; {note}"
     table = Table(caption=caption, caption_justify="left")
-    table.add_column("run", overflow="fold")
+    table.add_column("run", overflow="fold", min_width=min(24, max(len(row["name"]) for row in rows)))
     headings = ["ms/query"] if timed else cost_headings(columns) if costly else []
     for heading in [*measures, "queries", f"judged@{results['judged_at']}", *headings]:
         table.add_column(heading, justify="right", no_wrap=True)
