@@ -175,7 +175,10 @@ def read_costs(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the costs.json of `shortlist tune`.")
-    costs = read_json(path)
+    try:
+        costs = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error} Expected the costs.json of `shortlist tune`.") from None
     points = costs.get("front") if isinstance(costs, Mapping) else None
     fields = {"numbers", "ms", "held_out"}
     if (
