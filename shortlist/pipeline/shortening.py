@@ -177,6 +177,8 @@ FACT_SPLITS: dict[str, Callable[[str], list[str]]] = {
     "lines": str.splitlines,
 }
 """What the facts of a text are."""
+LONG = 50
+"""Words of a text that is expected to hold several facts."""
 
 
 @final
@@ -204,6 +206,7 @@ class Facts:
     ) -> None:
         self.score, self.split, self.between, self.keep, self.share = score, split, between, keep, share
         self.writer = writer
+        self._has_warned = False
 
     def shorten(self, lists: Sequence[Candidates]) -> list[list[Document]]:
         """Shorten each document to its best facts, in their order."""
@@ -229,6 +232,7 @@ class Facts:
         many = [place for place, found in enumerate(facts) if len(found) > self.keep]
         shorter = list(documents)
         if not many:
+            self._say_undivided(facts)
             return shorter
         scores, vectors = self.score(query, [fact for place in many for fact in facts[place]])
         start = 0
@@ -238,6 +242,14 @@ class Facts:
             shorter[place] = documents[place]._replace(text=self.between.join(facts[place][i] for i in sorted(kept)))
             start = end
         return shorter
+
+    def _say_undivided(self, facts: Sequence[Sequence[str]]) -> None:
+        """Say once that long texts are single facts, as without marks between sentences."""
+        if self._has_warned or not facts or any(len(found) != 1 or len(found[0].split()) < LONG for found in facts):
+            return
+        self._has_warned = True
+        count = len(facts)
+        say(f"all {count} documents of a query are one fact each, so they stay as they are (said once); see `split`.")
 
     def _chosen(self, scores: Float[np.ndarray, " facts"], vectors: Float[np.ndarray, "facts dim"] | None) -> list[int]:
         """Choose the places of a document's best facts."""

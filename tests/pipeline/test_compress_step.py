@@ -170,6 +170,15 @@ def test_facts_that_are_best_are_kept_in_their_order_and_variety_counts_by_vecto
     assert drafted.costs()["calls"] == 1
 
 
+def test_texts_that_are_not_divided_are_said_once(capsys: pytest.CaptureFixture[str]):
+    facts = Facts(lambda query, found: (np.zeros(len(found)), None), split=lambda text: [text], between=" ", keep=1)
+    long, query = Document("d", "word " * 60), Query("q", "word")
+    for _ in range(2):
+        assert facts.shorten([Candidates(query, [long, long])]) == [[long, long]]
+    assert capsys.readouterr().err.count("all 2 documents of a query are one fact each") == 1
+    facts.shorten([Candidates(query, [])])
+
+
 @pytest.mark.parametrize("by", ["vectors", "pairs"])
 def test_facts_are_scored_by_a_retriever_or_a_reranker(tiny: Tiny, built: Path, by: str):
     model = str(tiny.retriever if by == "vectors" else tiny.reranker)
