@@ -1,7 +1,7 @@
 """Every step that changes how a pipeline searches, beside the plain pipeline: quality, queries hurt, and what it reads.
 
     python benchmarks/steps.py --collection ../shared/data/scifact --retriever MINILM --reranker work/reranker \\
-        --anchors work/anchors.jsonl --work work/steps --out benchmarks/steps_scifact.md
+        --anchors work/anchors.jsonl --work work/steps --out benchmarks/steps.md
 
 Each table begins with a plain pipeline, and each row of it is one that has a step more or another instead, over the
 same queries. Rows are compared by a randomisation test of paired differences. `read` are the documents that a reranker
