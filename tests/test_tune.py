@@ -1,8 +1,6 @@
 """The stage `tune`, and the budgets that it makes possible."""
 
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +120,10 @@ def test_what_people_copied_is_judgements_to_tune_on(tuned: Path, tiny: Tiny, tm
     assert one["plain"]["value"] == other["plain"]["value"]  # the same documents, which keep their indexes
 
 
+def interrupted(*args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 def test_a_run_that_was_interrupted_goes_on_with_its_times_and_scores(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -135,7 +137,7 @@ def test_a_run_that_was_interrupted_goes_on_with_its_times_and_scores(
     monkeypatch.setattr(PairScores, "_read", count)
     config = replace(config_of(tuned), out=tmp_path / "tuned")
     tell = tune.report
-    monkeypatch.setattr(tune, "report", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(tune, "report", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune.run(config)
     begun = read_manifest(tmp_path / "tuned") or {}
