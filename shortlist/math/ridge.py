@@ -75,7 +75,7 @@ class Expectation:
         some = scores if scores is not None else vectors
         if some is None:
             raise ValueError("neither scores of anchor queries nor vectors")
-        self.num_items, self.mean = some.shape[1], np.zeros(some.shape[1])
+        self.mean = np.zeros(some.shape[1])
         self.variance, self.level = None, FREE_LEVEL
         self.columns: list[tuple[CentredColumns, float]] = []
         """CentredColumns of the items with their factors."""
@@ -86,7 +86,7 @@ class Expectation:
             self.variance = anchors.variance
             self.level = float(anchors.levels.var()) / (self.variance or 1.0)
         if vectors is not None:
-            items = CentredColumns.about(vectors, np.zeros(self.num_items))
+            items = CentredColumns.about(vectors, np.zeros(some.shape[1]))
             self.columns.append((items, items.scaled(1.0 if scores is None else OF_VECTORS)))
 
     def promise(self, own: Float[np.ndarray, " items"] | None = None) -> Promise:
